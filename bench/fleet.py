@@ -134,12 +134,20 @@ def main() -> None:
         metavar=("NODES", "OPERATORS"),
         help="False names besides.",
     )
+    parser.add_argument("--session", type=int, default=defaults.session, help="Requests by one decision.")
     parser.add_argument("--quick", action="store_true", help="A few seconds: 500 nodes, 5 days.")
     parser.add_argument("--json", type=Path, help="Where to write all numbers.")
     parser.add_argument("--svg", type=Path, help="Where to write the chart.")
     args = parser.parse_args()
     settings = Settings(
-        args.nodes, args.days, args.requests, args.seed, args.routers, rule=args.rule, flood=tuple(args.flood)
+        args.nodes,
+        args.days,
+        args.requests,
+        args.seed,
+        args.routers,
+        rule=args.rule,
+        session=args.session,
+        flood=tuple(args.flood),
     )
     if args.quick:
         settings = replace(settings, nodes=500, days=5.0, requests=25_000)

@@ -20,7 +20,7 @@ from router.choose.candidates import LANES, Lane
 from router.model.standing import LITTLE_EVIDENCE, Rating
 from router.model.workload import Workload
 
-FOCUS: Final = 16
+FOCUS: Final = 64
 """So many nodes on probation have begun before all trials go to them."""
 IN_TURN: Final = 4
 """Of so many nodes that begin, one is drawn among all that are new; the others among the `FOCUS` that came first."""

@@ -14,6 +14,7 @@ import pytest
 
 from fixtures.replies import count_tokens, made_up
 from fixtures.streaming import Behaviour
+from router.choose.explaining import explanation
 from router.gateway.openai import GATEWAY
 from tests.integration.gateway import (
     CHATS,
@@ -279,6 +280,15 @@ async def test_each_part_is_its_own_nodes(fleet: Fleet) -> None:
     assert not second.get("unclean")
     assert fleet.failed("a") > 0
     assert fleet.failed("b") == 0
+
+
+async def test_the_explanation_says_who_went_on_from_whom(fleet: Fleet) -> None:
+    await broken_then(fleet)
+    await start(fleet)
+    heard = await fleet.ask()
+    _, record = await fleet.get(f"/api/v1/decisions/{heard.headers['X-Touchstone-Decision']}")
+    (said,) = [line for line in explanation(record) if "going on from what a gave" in line]
+    assert said.startswith("  → b  completed")
 
 
 async def test_a_claim_on_the_parts_of_others_is_found(fleet: Fleet) -> None:
