@@ -111,7 +111,7 @@ def main() -> None:
         asyncio.run(shadow(nodes, 2000))
     if sys.argv[1:] != ["shadow"]:
         power(40, 40_000)
-        false_alarms(500, 4000)
+        false_alarms(200, 2000)
 
 
 if __name__ == "__main__":
