@@ -173,10 +173,9 @@ def decide(
         closed = {code: count for code, count in closed.items() if code not in FAIL_OPEN_CODES}
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
-    elif rule == RULE:
-        ranking = rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
     else:
-        ranking = first_rule.rank(pool, workload, seed, has_tools=has_tools)
+        by_rule = rank if rule == RULE else first_rule.rank
+        ranking = by_rule(pool, workload, seed, has_tools=has_tools, affinity=affinity)
     return Decision(
         workload=workload,
         seed=seed,
