@@ -28,6 +28,14 @@ NULLS: Final[dict[str, dict[str, Any]]] = {
     "50 %, 3 % fails": {"share": 0.5, "failing": (0.03, 0.03)},
     "5, 10, 50, then 100 %": {"growth": (0.05, 0.1, 0.5, 1.0)},
     "load that makes both 4 times worse, half of the time": {"surge": 4.0},
+    "as bad as the bounds allow: twice as many failures and retries, 25 % slower, 20 % dearer": {
+        "share": 0.3,
+        "failing": (0.02, 0.01),
+        "retried": (0.04, 0.02),
+        "slower": 1.25,
+        "pace": 1.25,
+        "dearer": 1.2,
+    },
     "20 callers, each on one side, of very different size": {"share": 0.2, "callers": 20},
 }
 WORSE: Final[dict[str, dict[str, Any]]] = {
@@ -111,7 +119,7 @@ def main() -> None:
         asyncio.run(shadow(nodes, 2000))
     if sys.argv[1:] != ["shadow"]:
         power(40, 40_000)
-        false_alarms(500, 4000)
+        false_alarms(200, 2000)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,6 @@ def until_found(
         parts = _step(parts, rates.parts, usual.parts, rng)
         far = _step(far, rates.far, usual.far, rng)
         has = np.maximum((parts >= limit).sum(axis=1), (far >= limit).sum(axis=1)) >= least
-        if operators > 1 and check < drift.LEAST_CHECKS:
-            continue
         found = np.where(has & (found == _MOST), check, found)
         if (found < _MOST).all():
             break

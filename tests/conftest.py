@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,7 +31,14 @@ from attester.settings import to_toml
 from attester.weights.folder import open_folder
 from fixtures.credentials import bearer
 from fixtures.fleet import free_port
-from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
+from fixtures.postgres import (
+    NoPostgresError,
+    drop_database,
+    keep_nothing,
+    make_database,
+    postgres_server,
+    url_of,
+)
 from fixtures.published import publish
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
@@ -255,6 +263,10 @@ def postgres() -> Iterator[str]:
 def _server(folder: Path) -> Iterator[str]:
     try:
         with postgres_server(folder) as server:
+            if "TEST_PG_DSN" not in os.environ:
+                # The first test that asks for it may have a loop of its own already.
+                with ThreadPoolExecutor(1) as aside:
+                    aside.submit(asyncio.run, keep_nothing(server)).result()
             yield server
     except NoPostgresError as error:
         pytest.skip(str(error))

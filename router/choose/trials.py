@@ -20,7 +20,7 @@ from router.choose.candidates import LANES, Lane
 from router.model.standing import LITTLE_EVIDENCE, Rating
 from router.model.workload import Workload
 
-FOCUS: Final = 16
+FOCUS: Final = 64
 """So many nodes on probation have begun before all trials go to them."""
 IN_TURN: Final = 4
 """Of so many nodes that begin, one is drawn among all that are new; the others among the `FOCUS` that came first."""
@@ -69,6 +69,12 @@ def stage_of(rating: Rating) -> Stage | None:
     if rating.why != LITTLE_EVIDENCE or rating.evidence >= _MOST_EVIDENCE:
         return None
     return Stage.BEGUN if rating.completion >= _BEGUN else Stage.NEW
+
+
+def is_main(number: int, workload: Workload) -> bool:
+    """Whether a number below `SCALE` fills the first place as all others, whatever the lanes: most do."""
+    probation = max(_BACKLOG * workload.probation_per_mille, _YOUNG_POOL_PER_MILLE)
+    return number >= (probation + workload.degraded_per_mille) * FOCUS * _OTHERS
 
 
 def find_main(sizes: Mapping[Lane, int]) -> Lane | None:

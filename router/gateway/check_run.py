@@ -134,7 +134,7 @@ async def send(
         if unsettled is not None:
             dispatcher.settle(run, unsettled)
         # The nodes are paid for it.
-        dispatcher.on_check_end(run)
+        dispatcher.metering.on_check_end(run)
     node = decision.ranked[0].node
     attempt = run.attempts[0] if run.attempts and run.attempts[0].node == node else None
     return attempt, None if attempt is None else _given(attempt, sink)

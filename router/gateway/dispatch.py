@@ -90,8 +90,6 @@ class Dispatcher:
         self.seed = seed
         self.is_unrated: Callable[[Run, str], bool] = lambda _run, _node: False
         """Draws by lot whether an execution at a node leaves no trace in its standing; see `Execution`."""
-        self.on_check_end: Callable[[Run], None] = lambda _run: None
-        """Is told of each check once all of it is settled."""
 
     def decide(
         self,
@@ -127,14 +125,11 @@ class Dispatcher:
 
     def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """The nodes that a decision excluded, as far as that is remembered."""
-        if decision.table not in self.fleet.tables():
-            # By a table that is gone other nodes may have been out, and nobody knows any more.
-            return {}
-        found = self.fleet.excluded(decision.workload, decision.snapshot)
-        if decision.required is None:
+        is_known = decision.table in self.fleet.tables()
+        found = self.fleet.excluded(decision.workload, decision.snapshot) if is_known else {}
+        if decision.required is None or not is_known:
             return found
-        unmet = self.fleet.narrowings.excluded(decision.workload, decision.required, decision.at_ms)
-        return found | unmet
+        return found | self.fleet.narrowings.excluded(decision.workload, decision.required, decision.at_ms)
 
     def shortfalls(self, decision: Decision) -> Counter[str]:
         """What nodes lack that a decision's workload or its caller requires, and how many nodes lack it."""

@@ -340,8 +340,7 @@ class Handler:
         return end.attempt
 
     async def _whole(self, run: Run) -> web.Response:
-        record = run.record
-        found = await self._dispatch(run)
+        found, record = await self._dispatch(run), run.record
         if isinstance(found, GatewayError):
             return found.response(record, {**self._operation.error_members, **self._explanation(record)})
         assert found.answer is not None
@@ -372,8 +371,9 @@ class Handler:
             return sink.end()
 
     async def _stream_into(self, sink: ClientStream, run: Run) -> web.StreamResponse:
-        record, request = run.record, run.request
         found = await self._dispatch(run)
+        # Another table may have taken over meanwhile.
+        record, request = run.record, run.request
         if isinstance(found, GatewayError):
             extra = {**self._operation.error_members, **self._explanation(record)}
             if not sink.is_open:

@@ -282,6 +282,7 @@ def _parts_before(run: Run, answered: Attempt) -> tuple[Continued, ...]:
             node=_node(part.attempt, run.request.workload.model),
             operator=_text(part.attempt.operator) or UNSET,
             outcome=str(part.attempt.outcome),
+            own=_is_own(run, part.attempt),
             price=_price(part.attempt),
         )
         for part in parts
@@ -302,6 +303,10 @@ def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Meter
         if answered.answer is None or (told is not None and told.by == BY_NODE):
             by, usage = BY_NODE, answered.claimed
     return Usage(by=by, completion=min(usage.completion, MOST), prompt=min(usage.prompt, MOST))
+
+
+def _is_own(run: Run, attempt: Attempt) -> bool:
+    return bool(run.request.operator) and run.request.operator == attempt.operator
 
 
 def _price(attempt: Attempt) -> Price | UnsetType:
@@ -325,6 +330,7 @@ def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering, befo
         completion=min(max(charged.completion - before, 0), MOST),
         exact=is_exact,
         operator=_text(paid.operator) or UNSET,
+        own=_is_own(run, paid),
         prompt=min(charged.prompt, MOST),
         template=template,
         tier=UNSET if tier is None or tier == workload.name else tier,

@@ -136,7 +136,7 @@ def _make_gateway(
     )
     checks.has_room = arms.has_room = gateway.has_room
     if receipts is not None:
-        dispatcher.on_check_end = partial(note_check, receipts.book, clock, dispatcher.metering)
+        dispatcher.metering.on_check_end = partial(note_check, receipts.book, clock, dispatcher.metering)
     return gateway
 
 

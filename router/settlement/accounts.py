@@ -49,6 +49,8 @@ class Line(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     price_output: Tokens
     """In millionths of the unit for a million tokens."""
     exchanges: Tokens
+    completed: Tokens
+    """Of these, the answers that were completed; the others were broken off, and are paid as far as they came."""
     prompt: Tokens
     completion: Tokens
     """Tokens, by the router."""
@@ -107,10 +109,10 @@ class Accounts:
 
 
 class _Account:
-    __slots__ = ("amount", "completion", "leaves", "prompt")
+    __slots__ = ("amount", "completed", "completion", "leaves", "prompt")
 
     def __init__(self) -> None:
-        self.prompt = self.completion = self.amount = 0
+        self.prompt = self.completion = self.amount = self.completed = 0
         self.leaves: dict[str, bytes] = {}
         """By the id of the receipt: a receipt that comes twice, from the store and from the archive, is one."""
 
@@ -121,6 +123,7 @@ class _Account:
         self.prompt += exchange.counted.prompt
         self.completion += exchange.counted.completion
         self.amount += exchange.amount
+        self.completed += exchange.is_completed
 
     def line(self, number: int, key: LineKey, decimals: int) -> Line:
         leaves = [self.leaves[each] for each in sorted(self.leaves)]
@@ -133,6 +136,7 @@ class _Account:
             price_input=key.input,
             price_output=key.output,
             exchanges=len(leaves),
+            completed=self.completed,
             prompt=self.prompt,
             completion=self.completion,
             amount=str(self.amount),

@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
+from router.model.outcomes import Outcome
 from router.model.usage import Usage
 from router.model.workload import Price
 from router.receipts import payload
@@ -47,6 +48,8 @@ class Exchange(Struct, frozen=True, kw_only=True, gc=False):
     is_exact: bool = False
     claimed: Usage | None = None
     """What the node told in its answer."""
+    is_completed: bool = False
+    """Whether the caller has got its answer, from this node last."""
     passed: tuple[Passing, ...] = ()
     leaf: bytes = b""
     """The hash of the receipt, as in its batch."""
@@ -88,11 +91,12 @@ def of_receipt(receipt: Receipt, client: str, leaf: bytes = b"") -> tuple[Exchan
         common,
         node=paid.id,
         operator=_or_empty(metered.operator),
-        price=_price(receipt.price),
+        price=_price(receipt.price, is_own=metered.own),
         counted=Usage(metered.prompt, metered.completion),
         template=metered.template,
         is_exact=metered.exact,
         claimed=None if metered.claimed is UNSET else _usage(metered.claimed),
+        is_completed=receipt.outcome == Outcome.COMPLETED,
         passed=passed,
     )
     parts = () if receipt.continued is UNSET else receipt.continued
@@ -105,13 +109,14 @@ def _part(common: Exchange, part: Continued) -> Exchange:
         common,
         node=part.node.id,
         operator=_or_empty(part.operator),
-        price=_price(part.price),
+        price=_price(part.price, is_own=part.own),
         counted=Usage(0, part.completion),
     )
 
 
-def _price(price: payload.Price | UnsetType) -> Price:
-    return FREE if price is UNSET else Price(price.input, price.output)
+def _price(price: payload.Price | UnsetType, *, is_own: bool) -> Price:
+    """Work for the operator's own keys is free: else it would earn by asking itself."""
+    return FREE if price is UNSET or is_own else Price(price.input, price.output)
 
 
 def _usage(claimed: Claimed) -> Usage:

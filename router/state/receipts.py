@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attester.cose import PrivateKey
 from router.config import ANYONE
-from router.receipts import payload
+from router.receipts import costs, payload
 from router.receipts.payload import VERSION, Receipt
 from router.state.newest import Newest, Waiting
 from router.state.random_bytes import random_bytes
@@ -157,6 +157,7 @@ class ReceiptBook:
             line: What came of a line of a job, if it is of one.
         """
         self._running.pop(receipt_id, None)
+        costs.count(members)
         chain = None if caller in _CHAINLESS else self._chain(caller)
         if chain is not None:
             chain.seq += 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Final
 
+from router.choose.gates import GateVerdict
 from router.model.clock import Clock
-from router.model.workload import Table
+from router.model.workload import Table, Workload
 from router.state.placement import NodeEntry, Placement
 from router.state.suspected import SuspectedNodes
 
@@ -65,6 +67,19 @@ class TwoTables(SuspectedNodes):
     def tables(self) -> tuple[str, ...]:
         """The digests of the tables that decide."""
         return (self.table.digest,) if self.candidate is None else (self.table.digest, self.candidate.digest)
+
+    def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
+        """
+        Every node that may not do the work, with the first gate that is closed to it.
+
+        With *version*, as of that version; nodes whose history does not reach back to it are left out.
+        """
+        pool = self._placement.pool_of(workload)
+        return {} if pool is None else pool.excluded(version)
+
+    def shortfalls(self, workload: Workload) -> Counter[str]:
+        """What nodes' results lack for the work now, and how many nodes lack it."""
+        return self._placement.shortfalls(workload)
 
     def candidate_nodes(self) -> dict[str, int]:
         """How many nodes may do the work by the candidate, by workload."""

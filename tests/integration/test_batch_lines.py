@@ -15,6 +15,7 @@ import pytest
 from router.config import ApiKey
 from router.gateway.jobs.guests import write_guest
 from router.gateway.openai import GATEWAY
+from router.model.job_lines import LineSplitter, RangeMaker
 from router.model.workload import Table, Workload
 from router.service.state import STATE
 from router.store import jobs
@@ -35,6 +36,7 @@ from tests.integration.batching import (
 )
 from tests.integration.gateway import CHAT, CHATS, Fleet, Running, by, key, opened
 from tests.unit.router.doubles import until
+from tests.unit.router.support import MODEL
 from verifier.roles import Role
 from verifier.store.database import UnavailableError
 
@@ -535,3 +537,37 @@ async def test_ids_that_can_be_none(tmp_path, path: str) -> None:
     async with batching(tmp_path, nodes=0) as fleet:
         status, _ = await fleet.get(path, **by(OWNER))
         assert status == (400 if "?" in path else 404)
+
+
+async def test_lines_of_a_router_that_died_are_done_by_another(tmp_path, store) -> None:
+    """Once its leases have ended, and not before."""
+    clock = Running()
+    async with batching(tmp_path, clock=clock, nodes=1, store=store) as fleet:
+        duties, db = fleet.app[STATE].jobs.duties, fleet.app[STATE].jobs.db
+        ranges = fleet.app[STATE].jobs.runner.ranges
+        caller = client(fleet)
+        file = await caller.files.create(file=jsonl(alike(2)), purpose="batch")
+        now_ms = ranges.now_ms()
+        job = jobs.Job(
+            id="batch_1", owner=OWNER, endpoint=CHATS, input_file=file.id, completion_window="24h",
+            created_ms=now_ms, expires_ms=now_ms + 86_400_000,
+        )  # fmt: skip
+
+        async def leave(tx) -> None:
+            """What the other router has left."""
+            await jobs.add(tx, job)
+            await jobs.hold(tx, job.id, "dead", "dead", now_ms, now_ms + 15_000)
+            made = RangeMaker()
+            for read in LineSplitter(1 << 20, 9).feed(jsonl(alike(2))):
+                made.add(read)
+            await jobs.add_ranges(tx, job.id, made.end())
+            await jobs.begin(tx, job, 2, MODEL, now_ms, "dead")
+            assert await jobs.claim(tx, job.id, "dead", "dead", now_ms, now_ms + 15_000) is not None
+
+        await db.write(leave)
+        await duties.look()
+        await fleet.app[STATE].jobs.runner._step()
+        assert not ranges.held
+        clock.forward(15.1)
+        fleet.verifier.beat()
+        await check(fleet, caller, job.id, 2)

@@ -263,6 +263,19 @@ async def test_a_file_that_does_not_say_how_large_it_is_is_refused_while_it_come
     assert await rows(fleet, "SELECT id FROM files WHERE owner = ?", name) == []
 
 
+async def test_bytes_are_counted_where_nobody_says_how_many_come(fleet, name) -> None:
+    """Without a length, and with few lines."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        for _ in range(11):
+            yield b"x" * 19_900 + b"\n"
+
+    headers = {**by(name), "Content-Type": "multipart/form-data; boundary=b"}
+    async with fleet.http.post(fleet.url + "/v1/files", data=body(), headers=headers) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (413, "file_too_large")
+
+
 async def test_what_a_key_has_stored_is_bounded(fleet, name, caller) -> None:
     data = b"x" * 9999 + b"\n"
     for _ in range(2):

@@ -107,7 +107,9 @@ async def test_another_node_goes_on_with_the_text_of_a_broken_stream(fleet: Flee
     assert (seen["continue_final_message"], seen["add_generation_prompt"]) == (True, False)
 
 
-@pytest.mark.parametrize("kind", ["cuts", "cuts-mid-chunk", "resets", "truncates", "no-finish", "error-event"])
+@pytest.mark.parametrize(
+    "kind", ["cuts", "cuts-mid-chunk", "resets", "truncates", "no-finish", "error-event"]
+)
 async def test_however_it_breaks_the_text_is_whole_and_comes_once(fleet: Fleet, kind: str) -> None:
     await node(fleet, "a", Behaviour(kind, after=AFTER))
     await node(fleet, "b")

@@ -7,14 +7,17 @@ import hashlib
 import itertools
 import json
 from collections.abc import AsyncIterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from msgspec import UNSET
+from prometheus_client import REGISTRY
 
 from router.receipts import aci, batches, payload, tokens
+from router.receipts.costs import UNIT, costs_of
 from router.receipts.payload import Price, Receipt
 from router.service.state import STATE
 from tests.integration.gateway import CHAT, CHATS, STREAM, WORK, Fleet, by, key, opened
@@ -22,6 +25,17 @@ from tests.unit.router.doubles import until
 from tests.unit.router.support import MODEL
 from verifier.result_keys import b64url
 from verifier.router_receipts import generate_key
+
+COSTS = (
+    "touchstone_router_decided_requests_total",
+    "touchstone_router_completed_requests_total",
+    "touchstone_router_cost_units_total",
+)
+
+
+def measured(name: str) -> float:
+    return REGISTRY.get_sample_value(name, {"workload": "tiny"}) or 0.0
+
 
 SALT = b64url(b"0123456789abcdef")
 HEADER = "X-Touchstone-Receipt"
@@ -111,6 +125,25 @@ async def test_the_price_that_the_decision_saw(fleet: Fleet) -> None:
     _, _, headers, _ = await send(fleet)
     receipt = await read(fleet, headers)
     assert receipt.price == Price(**dear)
+
+
+async def test_the_cost_in_the_metrics_is_that_of_the_receipts(fleet: Fleet) -> None:
+    """Exactly, as statements have it: the price in each receipt for the tokens in it."""
+    await fleet.engine("a", operator="acme")
+    await fleet.start({"prices": {"*": {"input": 250_000, "output": 800_000}}}, sections={"keys": KEYS})
+    before = {name: measured(name) for name in COSTS}
+    receipts = [await read(fleet, (await send(fleet))[2]) for _ in range(3)]
+    found = costs_of(receipts)
+    gained = {name: measured(name) - before[name] for name in COSTS}
+    assert found.amount > 0
+    assert gained == {
+        "touchstone_router_decided_requests_total": 3,
+        "touchstone_router_completed_requests_total": 3,
+        "touchstone_router_cost_units_total": pytest.approx(found.amount / UNIT),
+    }
+    assert found.per_answer == Fraction(found.amount, UNIT * 3)
+    tokens = sum(r.metered.prompt + r.metered.completion for r in receipts if r.metered)
+    assert found.per_million_tokens == Fraction(found.amount * 10**6, UNIT * tokens)
 
 
 async def test_without_a_table_of_prices_a_receipt_has_none(fleet: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,20 @@ async def test_an_operator_sees_the_standing_of_its_own_nodes(fleet: Fleet) -> N
     assert await seen("theirs") == await seen("none")
     assert [(await seen(node, "both"))[0] for node in ("ours", "theirs")] == [404, 200]
     assert [(await seen(node, "auditor"))[0] for node in ("ours", "theirs")] == [200, 200]
+
+
+async def test_an_operator_is_told_what_its_place_is_worth_and_nothing_of_others(fleet: Fleet) -> None:
+    """The share of all decisions, as the formula has it; of other operators there are counts alone."""
+    fleet.verifier.trust("ours", operator="acme")
+    fleet.verifier.trust("theirs", operator="umbrella")
+    await start(fleet)
+    fleet.establish("ours", "theirs")
+    _, standing = await fleet.get("/api/v1/nodes/ours/standing", **by("operator"))
+    worth = standing["workloads"]["tiny"]["worth"]
+    assert (worth["now"]["share"], worth["now"]["lane"]) == (0.5, "established")
+    assert {each["what"] for each in worth["improvements"]} >= {"latency", "concurrency"}
+    assert "theirs" not in json.dumps(standing)
+    assert "umbrella" not in json.dumps(standing)
 
 
 async def test_a_key_sees_its_own_usage(fleet: Fleet) -> None:

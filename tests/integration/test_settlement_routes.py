@@ -289,6 +289,20 @@ async def test_a_line_is_followed_to_its_receipts(fleet: Fleet, tmp_path: Path) 
     assert all("payload" in each for each in seen)
 
 
+async def test_a_node_whose_claims_are_far_too_high_is_held_by_every_router_of_the_store(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """What `touchstone settle run` writes is read by routers as another router's hold is."""
+    state = fleet.app[STATE]
+    simulated = await filled(state.db, 20)
+    cheat = next(node for node in simulated if node.kind == "serious")
+    await settler(state.db, tmp_path).run(PERIOD)
+    await state.holds.sync()
+    held = {hold.node: hold for hold in state.holds._known.values() if hold.holding}
+    assert set(held) == {cheat.id}
+    assert held[cheat.id].evidence["claimed_tokens"] > held[cheat.id].evidence["allowed_tokens"]
+
+
 # Disputes.
 
 

@@ -71,7 +71,7 @@ async def take(tx: Tx, judged: Judged, served: Served, table: Table, now_ms: int
     await answer_days.count(tx, served, counts, now_ms)
     looked = Looked(
         seen=seen,
-        usual=await answer_drift.usual(tx, served) or drift.usual_of(table),
+        usual=drift.usual_of(table, await answer_drift.accepted(tx, served)),
         differing=tables.rates_for(judged.minted, judged.given, table),
     )
     node = await answer_drift.count_node(tx, served, looked, now_ms)

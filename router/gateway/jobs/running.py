@@ -151,10 +151,13 @@ class Runner:
                 return
 
     async def _claim(self) -> bool:
-        """Take a range for the owner that had the fewest lines; returns whether there was one."""
+        """
+        Take a range for an owner that has no line waiting here; returns whether there was one.
+
+        It is taken before there is room for its lines: otherwise who has lines left would have all places that come free.
+        """
         now = self._clock.monotonic()
-        is_full = self.in_flight >= self._config.max_in_flight or self.ranges.is_full
-        if is_full or not self._gateway.has_room():
+        if self.ranges.is_full or not self._gateway.has_room():
             return False
         waiting = {work.job.owner for work in self.ranges.held.values() if work.waiting}
         for job in sorted(self._open.values(), key=lambda job: (self._turns[job.owner], job.id)):

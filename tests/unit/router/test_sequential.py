@@ -28,6 +28,15 @@ def run(seed: int, requests: int, *, bounds: Bounds = BOUNDS, **how: Any) -> tup
     [
         {},
         {"share": 0.5, "failing": (0.04, 0.04)},
+        # As bad as the bounds allow.
+        {
+            "share": 0.3,
+            "failing": (0.02, 0.01),
+            "retried": (0.04, 0.02),
+            "slower": 1.25,
+            "pace": 1.25,
+            "dearer": 1.2,
+        },
         # What makes both worse at once stops nothing.
         {"surge": 4.0, "failing": (0.01, 0.01)},
     ],

@@ -71,8 +71,8 @@ CREATE TABLE usual_answers (
     model      TEXT NOT NULL,
     reference  TEXT NOT NULL,
     family     TEXT NOT NULL,
-    parts      REAL NOT NULL,
-    far        REAL NOT NULL,
+    parts      REAL,                           -- NULL: by the table
+    far        REAL,
     at_ms      INTEGER NOT NULL,
     actor      TEXT NOT NULL,
     reason     TEXT NOT NULL,

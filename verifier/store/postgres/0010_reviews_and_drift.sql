@@ -71,8 +71,8 @@ CREATE TABLE usual_answers (
     model      TEXT COLLATE "C" NOT NULL,
     reference  TEXT COLLATE "C" NOT NULL,
     family     TEXT COLLATE "C" NOT NULL,
-    parts      DOUBLE PRECISION NOT NULL,
-    far        DOUBLE PRECISION NOT NULL,
+    parts      DOUBLE PRECISION,                           -- NULL: by the table
+    far        DOUBLE PRECISION,
     at_ms      BIGINT NOT NULL,
     actor      TEXT NOT NULL,
     reason     TEXT NOT NULL,

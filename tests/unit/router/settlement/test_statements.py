@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ from router.model.usage import Usage
 from router.model.workload import Price
 from router.settlement import pages, statements
 from router.settlement.accounts import Accounts
-from router.settlement.amounts import exact, read_amount, rounded
+from router.settlement.amounts import exact, read_amount, rounded, share
 from router.settlement.dispatched import Reports, asks_for_review
 from router.settlement.exchanges import Exchange
 from router.settlement.periods import DAY_MS, last_whole, read_period
@@ -154,7 +156,7 @@ def test_a_statement_is_signed_and_comes_back() -> None:
             statements.open_signed(wrong, KEYS)
 
 
-NUMBERS = ("exchanges", "prompt", "completion", "price_input", "price_output")
+NUMBERS = ("exchanges", "completed", "prompt", "completion", "price_input", "price_output")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,19 @@ def test_whatever_a_node_is_called_is_escaped() -> None:
     assert evil not in pages.to_html("id", made)
     assert "&lt;script&gt;" in pages.to_html("id", made)
     assert ",'=cmd" in pages.to_csv("id", made)
+
+
+def test_what_work_came_to_is_computed_from_the_line() -> None:
+    """For an exchange, a completed answer, and a million tokens: half to even at 12 decimals."""
+    made = statement([exchange(n, is_completed=n % 2 == 0, price=Price(7, 9)) for n in range(3)])
+    (row,) = csv.DictReader(pages.to_csv("id", made).splitlines())
+    amount = 3 * (7 * 10 + 9 * 5)
+    assert row["amount"] == str(amount)
+    assert row["per_exchange"] == exact(amount // 3)
+    assert row["per_completed"] == exact(round(Fraction(amount, 2)))
+    assert row["per_million_tokens"] == exact(round(Fraction(amount * 1_000_000, 45)))
+    assert (share(5, 2), share(7, 2), share(-5, 2), share(1, 0)) == (exact(2), exact(4), exact(-2), "")
+    assert all(cell in pages.to_html("id", made) for cell in (row["per_exchange"], row["per_completed"]))
 
 
 def test_the_forms_say_the_same() -> None:
