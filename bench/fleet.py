@@ -2,9 +2,10 @@
 A fleet over simulated weeks: who gets the work, who is found out, and whom it harms that should not be.
 
     python -m bench.fleet [--quick] [--nodes 10000] [--days 21] [--requests 1000000] [--seed 1]
-                          [--routers 5] [--json FILE] [--svg docs/fleet.svg]
+                          [--routers 5] [--json FILE] [--svg docs/fleet.svg] [--session 4]
+                          [--rule 1] [--flood NODES OPERATORS] [--before FILE --compared docs]
 
-Nodes of 19 kinds (`bench.fleet_world.population.KINDS`: shares and behaviour) are driven through
+Nodes of 23 kinds (`bench.fleet_world.population.KINDS`: shares and behaviour) are driven through
 the router's real core: `Fleet` by events, `decide`, `started` and `ended`, standings, breaker, φ,
 settlement and operator holds, on a simulated clock.  It exits with 1 where work was sent to a node after the router
 had been told that it was caught: that is a claim about correctness, not a measurement.
@@ -43,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import machine, row
-from bench.fleet_world.report import Report
+from bench.fleet_world.report import Report, compare_newcomers, compare_operators
 from bench.fleet_world.traffic import Traffic
 from bench.fleet_world.world import Settings, World
 
@@ -137,6 +138,8 @@ def main() -> None:
     parser.add_argument("--session", type=int, default=defaults.session, help="Requests by one decision.")
     parser.add_argument("--quick", action="store_true", help="A few seconds: 500 nodes, 5 days.")
     parser.add_argument("--json", type=Path, help="Where to write all numbers.")
+    parser.add_argument("--before", type=Path, help="All numbers of another run, to be compared in charts.")
+    parser.add_argument("--compared", type=Path, help="The folder where to write those charts.")
     parser.add_argument("--svg", type=Path, help="Where to write the chart.")
     args = parser.parse_args()
     settings = Settings(
@@ -165,6 +168,11 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.svg:
         args.svg.write_text(report.chart().svg(), encoding="utf-8")
+    if args.before and args.compared:
+        before = json.loads(args.before.read_text(encoding="utf-8"))
+        for name, compare in (("newcomers", compare_newcomers), ("operators", compare_operators)):
+            chart = compare(before, found)
+            (args.compared / f"{name}.svg").write_text(chart.svg(), encoding="utf-8")
     row("requests to a node after it was caught", f"{found['after_told']}", "must be none")
     if found["after_told"]:
         sys.stdout.write("work was sent where trust had gone\n")

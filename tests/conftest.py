@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -263,7 +264,9 @@ def _server(folder: Path) -> Iterator[str]:
     try:
         with postgres_server(folder) as server:
             if "TEST_PG_DSN" not in os.environ:
-                asyncio.run(keep_nothing(server))
+                # The first test that asks for it may have a loop of its own already.
+                with ThreadPoolExecutor(1) as aside:
+                    aside.submit(asyncio.run, keep_nothing(server)).result()
             yield server
     except NoPostgresError as error:
         pytest.skip(str(error))

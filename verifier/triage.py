@@ -28,10 +28,13 @@ PRIORS: Final[Mapping[str, float]] = {
     "answers-suspected": 0.8,
     "answers-moved": 0.4,
     "answers-scored": 0.4,
+    "settlement-minor": 0.6,
     "settlement-unconfirmed": 0.4,
+    "dispatch-failures": 0.3,
     "reporter-suspect": 0.3,
     "reference-suspect": 0.2,
     "token-count-suspect": 0.05,
+    "change-stopped": 0.05,
 }
 """By kind, how probable it is at first that a node is at fault.  `UNKNOWN` for kinds that are not named."""
 UNKNOWN: Final = 0.5

@@ -92,7 +92,12 @@ class Report:
         """How long until they are established; those that are not yet count as never."""
         found = [s.identity for s in self._seats[name] if s.identity is not None]
         times = [i.proven - i.enrolled for i in found if i.proven is not None]
-        return {"nodes": len(found), "established": len(times), "days": _spread(times, len(found), DAY)}
+        return {
+            "nodes": len(found),
+            "established": len(times),
+            "days": _spread(times, len(found), DAY),
+            "by_half_day": [sum(t <= k * DAY / 2 for t in times) / max(len(found), 1) for k in range(21)],
+        }
 
     def recoveries(self, why: str) -> dict[str, Any]:
         """Honest nodes that lost their standing."""
@@ -247,6 +252,55 @@ class Report:
                 rate = self._world.tally.bins[name, number] / there
                 points.append(((start + BIN_S / 2) / 3600, rate))
         return points
+
+
+_MIDDLES = {"1": 1.0, "2": 2.0, "3-5": 4.0, "6-10": 8.0, _LARGE: 25.0}
+"""Operators' sizes as they stand in a chart."""
+
+
+def compare_newcomers(before: dict[str, Any], after: dict[str, Any]) -> Chart:
+    """How many newcomers are established, by the days since they came, in two runs."""
+    lines = []
+    for when, found in (("before", before), ("after", after)):
+        for kind in ("honest newcomer", "honest batch of 50"):
+            curve = found["newcomers"][kind]["by_half_day"]
+            points = [(k / 2, share) for k, share in enumerate(curve)]
+            lines.append(Line(f"{kind}, {when}", points, dashed=when == "before"))
+    return Chart(
+        "Newcomers that are established",
+        _subtitle(after),
+        "days since they came",
+        "share of them",
+        (0.0, 10.0, 1.0),
+        (0.0, 1.0, 0.2),
+        lines,
+    )
+
+
+def compare_operators(before: dict[str, Any], after: dict[str, Any]) -> Chart:
+    """Work per node by the size of its operator, in two runs."""
+    lines = [
+        Line(
+            when,
+            [(_MIDDLES[size], rate) for size, rate in found["gains"]["by_operator"].items()],
+            dashed=when == "before",
+        )
+        for when, found in (("before", before), ("after", after))
+    ]
+    return Chart(
+        "Work per node, by how many nodes its operator has",
+        _subtitle(after),
+        "nodes of the operator",
+        "multiple of the average",
+        (0.0, 25.0, 5.0),
+        (0.0, 5.0, 1.0),
+        lines,
+    )
+
+
+def _subtitle(found: dict[str, Any]) -> str:
+    settings = found["settings"]
+    return f"{settings['nodes']:,} nodes, {settings['days']:g} days, {settings['requests']:,} requests, simulated"
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:

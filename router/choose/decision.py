@@ -16,11 +16,11 @@ from msgspec import Struct, structs
 
 from router.choose import first_rule
 from router.choose.affinity import Affinity
-from router.choose.candidates import LANES, LaneRecord, RecordingIndex, ReplayIndex
+from router.choose.candidates import LANES, CandidateIndex, LaneRecord, RecordingIndex, ReplayIndex
 from router.choose.choice import Choice
 from router.choose.gates import FAIL_OPEN_CODES, FEED_SILENT, FEED_SILENT_S, GateVerdict
 from router.choose.ranking import CandidateFacts, Pool, Ranked, Ranking, rank
-from router.choose.trials import STAGES
+from router.choose.trials import STAGES, Stage
 from router.model.errors import ReplayError
 from router.model.requirements import CallerRequirements
 from router.model.workload import Workload
@@ -173,10 +173,9 @@ def decide(
         closed = {code: count for code, count in closed.items() if code not in FAIL_OPEN_CODES}
         closed[FEED_SILENT] = sum(sizes.values())
         ranking = _EMPTY_RANKING
-    elif rule == RULE:
-        ranking = rank(pool, workload, seed, has_tools=has_tools, affinity=affinity)
     else:
-        ranking = first_rule.rank(pool, workload, seed, has_tools=has_tools)
+        by_rule = rank if rule == RULE else first_rule.rank
+        ranking = by_rule(pool, workload, seed, has_tools=has_tools, affinity=affinity)
     return Decision(
         workload=workload,
         seed=seed,
@@ -198,7 +197,7 @@ def decide(
         choice=choice,
         table=view.table,
         arm=view.arm,
-        stages={} if rule < RULE else {stage.value: index.record() for stage, index in pool.stages.items()},
+        stages={} if rule < RULE else pool.stage_records(),
         rule=rule,
         affinity=ranking.affinity,
     )
@@ -272,14 +271,20 @@ def _check_required(decision: Decision) -> None:
 class _RecordingPool:
     """A pool that records what it is asked."""
 
-    __slots__ = ("_pool", "known", "lanes", "shares", "sizes", "stages", "usual_calls")
+    __slots__ = ("_asked", "_pool", "known", "lanes", "shares", "sizes", "stages", "usual_calls")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.usual_calls = pool.usual_calls
         self.sizes = dict(pool.sizes)
         self.lanes = {lane: RecordingIndex(pool.lanes[lane]) for lane, size in self.sizes.items() if size}
-        self.stages = {stage: RecordingIndex(pool.stages[stage]) for stage in STAGES}
+        self.stages: Mapping[Stage, CandidateIndex] = pool.stages
+        self._asked: dict[Stage, RecordingIndex] = {}
+        for stage in STAGES:
+            if len(index := pool.stages[stage]):
+                self._asked[stage] = RecordingIndex(index)
+        if self._asked:
+            self.stages = {**pool.stages, **self._asked}
         self.known: dict[str, CandidateFacts] = {}
         self.shares: dict[str, bool] = {}
 
@@ -290,6 +295,9 @@ class _RecordingPool:
     def has_full_share(self, operator: str) -> bool:
         full = self.shares[operator] = self._pool.has_full_share(operator)
         return full
+
+    def stage_records(self) -> dict[str, LaneRecord]:
+        return {stage.value: recording.record() for stage, recording in self._asked.items()}
 
     def records(self) -> dict[str, LaneRecord]:
         return {lane.value: recording.record() for lane, recording in self.lanes.items()}

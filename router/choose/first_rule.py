@@ -20,8 +20,17 @@ _WHOLE_SHARE: Final = 100
 _UNPROVEN: Final = (Lane.PROBATION, Lane.WARMING)
 
 
-def rank(pool: Pool, workload: Workload, seed: int, *, has_tools: bool = False) -> Ranking:
-    """The first few nodes, in the order in which they must be tried; *has_tools*: the work may call tools."""
+def rank(
+    pool: Pool, workload: Workload, seed: int, *, has_tools: bool = False, affinity: str | None = None
+) -> Ranking:
+    """
+    See `router.choose.ranking.rank`.
+
+    Raises:
+        ValueError: there is an *affinity*, which no decision had by this rule.
+    """
+    if affinity is not None:
+        raise ValueError("no decision had an affinity by the first rule")
     draw = _Draw(pool, workload, SeededRandom(seed), pool.usual_calls if has_tools else None)
     sizes = pool.sizes
     filled = [lane for lane in LANES if sizes[lane]]

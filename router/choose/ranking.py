@@ -21,7 +21,7 @@ from msgspec import UNSET, Struct, UnsetType
 from router.choose.affinity import Affinity, stick
 from router.choose.candidates import FAIL_OPEN_LANES, LANES, CandidateIndex, Key, Lane
 from router.choose.seeded_random import SeededRandom
-from router.choose.trials import FOCUS, IN_TURN, SCALE, STAGES, First, Stage, find_chances
+from router.choose.trials import FOCUS, IN_TURN, SCALE, STAGES, First, Stage, find_chances, is_main
 from router.model.standing import Rating
 from router.model.tool_calls import compare_calls
 from router.model.workload import Price, Workload
@@ -172,8 +172,11 @@ def rank(
     draw = _Draw(pool, workload, SeededRandom(seed), pool.usual_calls if has_tools else None)
     sizes = pool.sizes
     # Only one is tried: a crowd of new nodes must not stand between the work and the nodes that do it.
-    new, begun = (len(pool.stages[stage]) for stage in STAGES)
-    ranked = draw.try_one(find_chances(sizes, new, begun, workload))
+    number = draw.random.below(SCALE)
+    ranked: list[Ranked] = []
+    if not is_main(number, workload):
+        new, begun = (len(pool.stages[stage]) for stage in STAGES)
+        ranked = draw.try_one(number, find_chances(sizes, new, begun, workload))
     for lane in LANES:
         if len(ranked) >= WIDTH or (ranked and lane in FAIL_OPEN_LANES):
             break
@@ -235,9 +238,8 @@ class _Draw:
         self.over: set[str] = set()
         """Operators that were drawn and have their share already."""
 
-    def try_one(self, chances: Mapping[First, int]) -> list[Ranked]:
-        """The node that is tried before all others, if one is, by *chances* in parts of `SCALE`."""
-        number = self.random.below(SCALE)
+    def try_one(self, number: int, chances: Mapping[First, int]) -> list[Ranked]:
+        """The node that is tried before all others, if one is: *number* is below `SCALE`, as are *chances*."""
         if number < (bound := chances[First.FOCUS]):
             return self.take(Lane.PROBATION, 1, self._pool.stages[Stage.BEGUN])
         if number < (bound := bound + chances[First.BEGINNING]):

@@ -71,6 +71,12 @@ def stage_of(rating: Rating) -> Stage | None:
     return Stage.BEGUN if rating.completion >= _BEGUN else Stage.NEW
 
 
+def is_main(number: int, workload: Workload) -> bool:
+    """Whether a number below `SCALE` fills the first place as all others, whatever the lanes: most do."""
+    probation = max(_BACKLOG * workload.probation_per_mille, _YOUNG_POOL_PER_MILLE)
+    return number >= (probation + workload.degraded_per_mille) * FOCUS * _OTHERS
+
+
 def find_main(sizes: Mapping[Lane, int]) -> Lane | None:
     """The first lane that has nodes."""
     return next((lane for lane in LANES if sizes[lane]), None)

@@ -31,9 +31,7 @@ from router.gateway.attempts import (
     Attempt,
     Continue,
     Fail,
-    Next,
     Return,
-    decide_after_seam,
     decide_next,
     find_blamed,
 )
@@ -195,11 +193,8 @@ class Dispatcher:
                 run.record.attempts.append(AttemptRecord(node=candidate.node, outcome="skipped", detail=why))
                 continue
             await self._attempt(run, candidate, now)
-            step: Next = (
-                decide_next(run.attempts) if run.seam is None else decide_after_seam(run.attempts[-1])
-            )
-            patience_s = self._exchanges.config.timeout_s
-            if isinstance(step, Fail) and await run.goes_on(self._clock.monotonic() + patience_s):
+            step = run.next_step()
+            if isinstance(step, Fail) and await run.goes_on(self._clock, self._exchanges.config.timeout_s):
                 continue
             if not isinstance(step, Continue):
                 return step
@@ -244,13 +239,12 @@ class Dispatcher:
             run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
-            carried = 0 if parts is None else parts.tokens
             attempt = structs.replace(
                 attempt or exchange.abandoned(),
                 revision=revision,
                 view=view,
                 price=candidate.price,
-                carried=carried,
+                carried=0 if parts is None else parts.tokens,
             )
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)

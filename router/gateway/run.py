@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from router.gateway.attempts import Attempt
+from router.gateway.attempts import Attempt, Next, decide_after_seam, decide_next
 from router.gateway.continuing import Continuing
 from router.gateway.request import NodeRequest
 from router.gateway.sink import Sink
+from router.model.clock import Clock
 from router.model.tokens import Count
 from router.model.usage import Usage
 from router.state.records import Record
@@ -61,11 +62,15 @@ class Run:
         if own is not None:
             self.usage = own if self.continuing is None else self.continuing.with_parts(own)
 
-    async def goes_on(self, first_by: float) -> bool:
-        """Whether another node may go on with a stream that broke: its first text has to come until *first_by*."""
+    def next_step(self) -> Next:
+        """What follows from the attempts so far."""
+        return decide_next(self.attempts) if self.seam is None else decide_after_seam(self.attempts[-1])
+
+    async def goes_on(self, clock: Clock, patience_s: float) -> bool:
+        """Whether another node may go on with a stream that broke: it has the router's patience for its first text."""
         if self.continuing is None or self.sink is None:
             return False
         if not await self.continuing.begin(self.attempts[-1], self.sink):
             return False
-        self.first_by = first_by
+        self.first_by = clock.monotonic() + patience_s
         return True

@@ -153,6 +153,24 @@ async def within(seconds: float, holds: Callable[[], object]) -> float:
     raise AssertionError("it does not come to hold")
 
 
+@asynccontextmanager
+async def stepping() -> AsyncIterator[Callable[[], float]]:
+    """Gives how long this has gone on, counted as `within` does."""
+    steps = 0
+
+    async def step() -> None:
+        nonlocal steps
+        while True:
+            await asyncio.sleep(TICK_S)
+            steps += 1
+
+    task = asyncio.create_task(step())
+    try:
+        yield lambda: steps * TICK_S
+    finally:
+        task.cancel()
+
+
 def _now(fleet: Fleet) -> Now:
     decision = decide(fleet.view_for(WORKLOAD), WORKLOAD, 1)
     may = {node for node in fleet.nodes() if fleet.verdict(node, WORKLOAD) is None}

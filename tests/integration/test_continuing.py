@@ -106,6 +106,27 @@ async def test_another_node_goes_on_with_the_text_of_a_broken_stream(fleet: Flee
     assert (seen["continue_final_message"], seen["add_generation_prompt"]) == (True, False)
 
 
+@pytest.mark.parametrize(
+    "kind", ["cuts", "cuts-mid-chunk", "resets", "truncates", "no-finish", "error-event"]
+)
+async def test_however_it_breaks_the_text_is_whole_and_comes_once(fleet: Fleet, kind: str) -> None:
+    await node(fleet, "a", Behaviour(kind, after=AFTER))
+    await node(fleet, "b")
+    await start(fleet)
+    heard = await fleet.ask()
+    assert (heard.text, heard.done) == (story(), True)
+
+
+@pytest.mark.parametrize("kind", ["bad-json", "endless", "control"])
+async def test_what_is_no_honest_beginning_is_not_gone_on_with(fleet: Fleet, kind: str) -> None:
+    await node(fleet, "a", Behaviour(kind, after=AFTER))
+    asked = record(await node(fleet, "b"))
+    await start(fleet)
+    heard = await fleet.ask(STREAM | {"max_tokens": 12})
+    assert heard.error is not None
+    assert asked == []
+
+
 async def test_a_completion_goes_on_with_its_prompt_and_the_text(fleet: Fleet) -> None:
     asked = record(await broken_then(fleet))
     await start(fleet)

@@ -245,7 +245,6 @@ class Duties:
             for held in rest:
                 await self._fill(job, held, status)
         await self._finish(job, status, holder)
-        await self._db.write(partial(jobs.drop_ranges, job=job_id))
         _log.info("a batch has ended", job=job_id, status=status)
 
     async def _fill(self, job: Job, held: HeldRange, status: str) -> None:
