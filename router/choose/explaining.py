@@ -81,12 +81,28 @@ def _continues(attempt: Mapping[str, Any]) -> str:
     return f", going on from what {attempt['continues']} gave" if attempt.get("continues") else ""
 
 
+def _describe_table(record: dict[str, Any]) -> list[str]:
+    """Which table of workloads decided, if the record says so; a candidate is named as one."""
+    table, arm = record.get("table"), record.get("arm")
+    if not table:
+        return []
+    what = (
+        "by the candidate"
+        if arm == "candidate"
+        else "by the table in force, while another is tried"
+        if arm
+        else "by"
+    )
+    return [f"  {what}: table {table[:_SHORT]}…"]
+
+
 def explanation(record: dict[str, Any]) -> list[str]:
     """A decision in sentences."""
     workload = record["workload"]
     facts = record.get("facts", {})
     lines = [
         f"Decision {record['id']} for {workload['model']} (seed {record['seed']}, snapshot {record['snapshot']})",
+        *_describe_table(record),
         "  " + describe_seed(record.get("choice")),
         *describe_required(record.get("required"), record.get("met")),
         "  eligible: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from router.choose.decision import Decision, decide, replay
 from router.choose.difference import KINDS, find_difference
+from router.choose.explaining import explanation
 from router.model.change import Settings, Stage, is_shared, unit_of
 from router.model.table import read_table
 from router.model.workload import Price, Table, Workload
@@ -238,3 +239,10 @@ async def test_requests_in_flight_count_for_an_operators_share_in_both() -> None
     await fleet.use_candidate(Table([candidate]))
     pool = fleet.view_for(candidate).pool
     assert pool.has_full_share("ops")
+
+
+async def test_a_decision_is_explained_with_its_table() -> None:
+    fleet, table = await two(other(regions=("west",)), view("west", capabilities={"region": "west"}))
+    made = decide(fleet.view_for(table.workloads["tiny"]), table.workloads["tiny"], 1)
+    lines = explanation({"id": "d", "attempts": [], **made.to_wire()})
+    assert "  by the candidate: table candidate…" in lines
