@@ -53,13 +53,16 @@ bench: $(VENV)/.dev  ## run all measurements, each against its peers
 	$(VENV)/bin/python -m bench.attack
 	$(VENV)/bin/python -m bench.policies
 	$(VENV)/bin/python -m bench.routing
+	$(VENV)/bin/python -m bench.affinity
 	$(VENV)/bin/python -m bench.requirements
 	$(VENV)/bin/python -m bench.snapshot
 	$(VENV)/bin/python -m bench.gateway
+	$(VENV)/bin/python -m bench.batches
 	$(VENV)/bin/python -m bench.front
 	$(VENV)/bin/python -m bench.bodies
 	$(VENV)/bin/python -m bench.checks
 	$(VENV)/bin/python -m bench.answers
+	$(VENV)/bin/python -m bench.changes
 	$(VENV)/bin/python -m bench.fleet
 
 format: $(VENV)/.dev  ## format the code with ruff

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from attester import cose
+from attester.claims_command import claims
 from attester.cli import absolute, attester_home, configure_logging, plain_errors, progress
 from attester.config import ADAPTERS, AttesterConfig, EngineSection, Enrolment, Home
 from attester.errors import AttesterError, ConfigError, VerifierError
@@ -226,6 +227,7 @@ def run(home_path: Path, log_json: bool) -> None:
 
 
 attester.add_command(front)
+attester.add_command(claims)
 
 
 @attester.command()
@@ -424,42 +426,6 @@ def answer(
             answers = possession.walk(tensors, words, passes, kernel(backend), step)
         found["walk"] = {str(row): a.hex() for row, a in zip(wanted, answers, strict=True)}
     click.echo(msgspec.json.encode(found).decode())
-
-
-@attester.command()
-@_home
-@click.option("--day", default=None, metavar="YYYY-MM-DD", help="Only this day of UTC.")
-@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
-@_errors
-def claims(home_path: Path, day: str | None, as_json: bool) -> None:  # click's signature
-    """Show what the front has counted for routers, day by day, and what of it is signed as a claim.
-
-    Routers fetch the claims themselves, over the connection that they send work on: there is nothing to do.
-    """
-    from attester import usage_counts
-    from attester.claim_keeper import claims_of
-
-    home = Home(home_path)
-    folder, node = home.path / usage_counts.FOLDER, home.enrolment().node
-    days = [each for each in usage_counts.days_counted(folder) if day in (None, each)]
-    try:
-        found = [claim for each in days for claim in claims_of(folder, node, each)]
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be read: {error.strerror}") from None
-    rows = [(each, usage_counts.claim_of(folder, each.day, each.router).exists()) for each in found]
-    if as_json:
-        listed = [{**msgspec.to_builtins(each), "signed": signed} for each, signed in rows]
-        click.echo(msgspec.json.encode(listed).decode())
-        return
-    for each, signed in rows:
-        click.echo(f"{each.day}  {each.router}  {'claimed' if signed else 'counted, the day is not over'}")
-        for used in each.used:
-            click.echo(
-                f"    {used.model or '(model not seen)'}: {used.exchanges} exchanges,"
-                f" {used.prompt} prompt and {used.completion} completion tokens"
-            )
-    if not rows:
-        click.echo("Nothing was counted. Only `touchstone attester front` counts what it passes on.")
 
 
 def _hex(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """
 Prefix affinity in a simulated fleet: how many requests find their prefix cached, and what that costs, by the bound.
 
-    python -m bench.affinity [--nodes 200] [--requests 40000] [--decisions]
+    python -m bench.affinity [--nodes 200] [--requests 40000]
 
 The decisions are the router's own (`router.choose.ranking.rank`); the nodes are simulated.  A node keeps the prefixes that
 it has read last.  A request takes the time of its prompt, which is short if its prefix is kept, and that of its answer,
@@ -26,6 +26,7 @@ from msgspec import Struct
 from router.choose.affinity import Ring
 from router.choose.candidates import LANES, Lane, SortedCandidates
 from router.choose.ranking import CandidateFacts, rank
+from router.choose.trials import STAGES, Stage
 from router.model.standing import Rating
 from router.model.workload import Workload
 
@@ -50,6 +51,7 @@ class Pool:
         self.kept = {lane: SortedCandidates() for lane in LANES}
         self.kept[Lane.ESTABLISHED] = SortedCandidates(Ring(b"bench"))
         self.sizes = dict.fromkeys(LANES, 0) | {Lane.ESTABLISHED: nodes}
+        self.stages: Mapping[Stage, SortedCandidates] = {stage: SortedCandidates() for stage in STAGES}
         self.usual_calls: float | None = None
         self.in_flight: dict[str, int] = {}
         self.pace: dict[str, float] = {}
@@ -163,7 +165,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--requests", type=int, default=40_000)
-    parser.add_argument("--decisions", action="store_true", help="what a decision takes, too")
     args = parser.parse_args()
     print("| bound | prefix found | mean s | p99 s | busiest node | busiest operator |")
     print("|---|---|---|---|---|---|")
@@ -173,11 +174,10 @@ def main() -> None:
             f"| {per_cent or 'off'} | {seen.hits:.1%} | {seen.mean_s:.2f} | {seen.p99_s:.2f} "
             f"| {seen.most:.2f} | {seen.most_of_operator:.2f} |"
         )
-    if args.decisions:
-        print("\n| nodes | without, median (p99) µs | with |\n|---|---|---|")
-        for nodes in (1_000, 10_000, 100_000):
-            (off, off_p99), (on, on_p99) = decision_us(nodes, 0), decision_us(nodes, 150)
-            print(f"| {nodes} | {off:.1f} ({off_p99:.0f}) | {on:.1f} ({on_p99:.0f}) |")
+    print("\n| nodes | without, median (p99) µs | with |\n|---|---|---|")
+    for nodes in (1_000, 10_000, 100_000):
+        (off, off_p99), (on, on_p99) = decision_us(nodes, 0), decision_us(nodes, 150)
+        print(f"| {nodes} | {off:.1f} ({off_p99:.0f}) | {on:.1f} ({on_p99:.0f}) |")
 
 
 if __name__ == "__main__":

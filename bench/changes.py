@@ -41,6 +41,8 @@ WORSE: Final[dict[str, dict[str, Any]]] = {
     "10 times slower": {"slower": 10.0},
     "3 times slower": {"slower": 3.0},
     "2 times slower": {"slower": 2.0},
+    "10 times slower from token to token": {"pace": 10.0},
+    "1.5 times slower from token to token": {"pace": 1.5},
     "10 times dearer": {"dearer": 10.0},
     "2 times dearer": {"dearer": 2.0},
     "1.5 times dearer": {"dearer": 1.5},
@@ -109,7 +111,7 @@ def main() -> None:
         asyncio.run(shadow(nodes, 2000))
     if sys.argv[1:] != ["shadow"]:
         power(40, 40_000)
-        false_alarms(500, 4000)
+        false_alarms(200, 2000)
 
 
 if __name__ == "__main__":

@@ -77,15 +77,6 @@ def honest_versions(
     return above / (versions * (_PER_NODE - _PER_NODE // 4))
 
 
-def bound(operators: int, limit: float) -> float:
-    """What the share is at most, by the formula."""
-    chance, least = math.exp(-limit), drift.most_of(operators)
-    return math.fsum(
-        math.comb(operators, n) * chance**n * (1 - chance) ** (operators - n)
-        for n in range(least, operators + 1)
-    )
-
-
 def until_found(
     rates: drift.Usual, usual: drift.Usual, operators: int, rng: np.random.Generator
 ) -> list[int]:
@@ -103,8 +94,6 @@ def until_found(
         parts = _step(parts, rates.parts, usual.parts, rng)
         far = _step(far, rates.far, usual.far, rng)
         has = np.maximum((parts >= limit).sum(axis=1), (far >= limit).sum(axis=1)) >= least
-        if operators > 1 and check < drift.LEAST_CHECKS:
-            continue
         found = np.where(has & (found == _MOST), check, found)
         if (found < _MOST).all():
             break
@@ -130,11 +119,11 @@ def _false_alarms(checks: int, rng: np.random.Generator) -> None:
     for operators in (3, 5, 10):
         limit = drift.version_limit(operators) or math.inf
         share = honest_versions(0.29, operators, limit, checks, rng)
-        most = f"{bound(operators, limit) * 1e6:.2g}"
+        most = f"{drift.tail(operators, math.exp(-limit)) * 1e6:.2g}"
         _row(f"a version of {operators} operators", 0.29, f"{checks:,}", most, f"{share * 1e6:.2g}")
     for operators in (3, 5, 10):
         share = honest_versions(0.29, operators, 1.5, checks // 4, rng)
-        most = f"{bound(operators, 1.5) * 1e6:,.0f}"
+        most = f"{drift.tail(operators, math.exp(-1.5)) * 1e6:,.0f}"
         _row(
             f"the same at a boundary of 1.5, {operators}",
             0.29,

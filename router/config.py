@@ -275,8 +275,12 @@ class BatchesSection(Struct, frozen=True, forbid_unknown_fields=True):
     """The longest ``completion_window``."""
     max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 64
     """Lines that one router does at a time."""
-    places_per_node: Annotated[int, Meta(ge=1, le=100_000)] = 8
-    """A line begins only while its nodes have fewer requests of this router on average, live ones included."""
+    places_per_node: Annotated[int, Meta(ge=1, le=100_000)] = 2
+    """
+    A line begins only while its nodes have fewer requests of this router on average, live ones included.
+
+    More make batches faster, and live requests beside them slower: docs/batches.md has figures.
+    """
     tries: Annotated[int, Meta(ge=1, le=1000)] = 10
     """How often a line is tried that no node completes."""
     keep_days: Annotated[int, Meta(ge=1, le=3650)] = 30

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,17 +27,25 @@ from hypothesis.internal.conjecture import providers
 
 from attester.client import Session, VerifierClient
 from attester.evidence import MEDIA_TYPE
+from attester.settings import to_toml
 from attester.weights.folder import open_folder
 from fixtures.credentials import bearer
 from fixtures.fleet import free_port
-from fixtures.postgres import NoPostgresError, drop_database, make_database, postgres_server, url_of
+from fixtures.postgres import (
+    NoPostgresError,
+    drop_database,
+    keep_nothing,
+    make_database,
+    postgres_server,
+    url_of,
+)
 from fixtures.published import publish
 from fixtures.simulator import ENGINE, ENGINE_VERSION, MODEL, SimulatedNode, tiny_model
 from fixtures.transactions import transaction
 from tests import quick_start
 from verifier import result_keys, results
 from verifier.challenges import posing
-from verifier.config import Home, VerifierConfig
+from verifier.config import Home, StoreConfig, VerifierConfig
 from verifier.policy import bundle as bundles
 from verifier.policy.bundle import Bundle
 from verifier.references import measured
@@ -198,8 +207,14 @@ class RunningVerifier:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_folder: Path) -> Path:
+    """The model of the tests; a test module may override this."""
+    return tiny_folder
 
 
 @pytest.fixture
@@ -248,6 +263,10 @@ def postgres() -> Iterator[str]:
 def _server(folder: Path) -> Iterator[str]:
     try:
         with postgres_server(folder) as server:
+            if "TEST_PG_DSN" not in os.environ:
+                # The first test that asks for it may have a loop of its own already.
+                with ThreadPoolExecutor(1) as aside:
+                    aside.submit(asyncio.run, keep_nothing(server)).result()
             yield server
     except NoPostgresError as error:
         pytest.skip(str(error))
@@ -265,30 +284,79 @@ def postgres_template(postgres: str) -> str:
     return asyncio.run(make())
 
 
+@pytest.fixture(scope="session")
+def made_database(made_home: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database file of `made_home`, with its policy, a reference value and challenges."""
+    home = Home(tmp_path_factory.mktemp("database") / "verifier")
+    shutil.copytree(made_home, home.path)
+    asyncio.run(fill(home, tiny_folder))
+    assert [path.name for path in home.path.glob("verifier.db*")] == ["verifier.db"]
+    return home.database
+
+
+@pytest.fixture(scope="session")
+def made_postgres(
+    made_home: Path,
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres: str,
+    postgres_template: str,
+) -> str:
+    """The same as a database of PostgreSQL, which is copied too."""
+    home = Home(tmp_path_factory.mktemp("database") / "verifier")
+    shutil.copytree(made_home, home.path)
+    name = asyncio.run(make_database(postgres, postgres_template))
+    config = msgspec.structs.replace(home.config(), store=StoreConfig(url=url_of(postgres, name)))
+    (home.path / "verifier.toml").write_text(to_toml(config), encoding="utf-8")
+    asyncio.run(fill(home, tiny_folder))
+    return name
+
+
 @pytest.fixture
-def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def begins_made(request: pytest.FixtureRequest) -> bool:
+    """Whether the verifier of this test begins with a copy of the database that all can share."""
+    if not {"verifier", "clock", "model_folder"} <= set(request.fixturenames):
+        return False
+    of_test = request.getfixturevalue("clock").ms, request.getfixturevalue("model_folder")
+    return of_test == (FakeClock.ms, request.getfixturevalue("tiny_folder"))
+
+
+@pytest.fixture
+def store_url(request: pytest.FixtureRequest, *, begins_made: bool) -> Iterator[str]:
     """The ``store.url`` of the verifier of this test: empty for SQLite, or a fresh database."""
     if getattr(request, "param", "sqlite") == "sqlite":
         yield ""
         return
     server = request.getfixturevalue("postgres")
-    name = asyncio.run(make_database(server, request.getfixturevalue("postgres_template")))
+    template = request.getfixturevalue("made_postgres" if begins_made else "postgres_template")
+    name = asyncio.run(make_database(server, template))
     yield url_of(server, name)
     asyncio.run(drop_database(server, name))
 
 
+@pytest.fixture(scope="session")
+def made_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that is copied for each test: its keys are the same in all of them."""
+    home = Home(tmp_path_factory.mktemp("made") / "verifier")
+    home.create(VerifierConfig())
+    path = home.path / "policy" / "data.json"
+    data = json.loads(path.read_text())
+    data["approved_engines"] = {ENGINE: {"versions": [ENGINE_VERSION, "0.9"], "weak": ["0.9"]}}
+    path.write_text(json.dumps(data))
+    return home.path
+
+
 @pytest.fixture
-def verifier_home(tmp_path: Path, verifier_settings: dict[str, Any], store_url: str) -> Home:
+def verifier_home(tmp_path: Path, verifier_settings: dict[str, Any], store_url: str, made_home: Path) -> Home:
     listen = f"127.0.0.1:{free_port()}"
     given = {
         "service": {"listen": listen, "url": f"http://{listen}"}, "store": {"url": store_url}, **verifier_settings
     }  # fmt: skip
     home = Home(tmp_path / "verifier")
-    home.create(msgspec.convert(given, VerifierConfig))
-    path = home.path / "policy" / "data.json"
-    data = json.loads(path.read_text())
-    data["approved_engines"] = {ENGINE: {"versions": [ENGINE_VERSION, "0.9"], "weak": ["0.9"]}}
-    path.write_text(json.dumps(data))
+    shutil.copytree(made_home, home.path)
+    (home.path / "verifier.toml").write_text(
+        to_toml(msgspec.convert(given, VerifierConfig)), encoding="utf-8"
+    )
     return home
 
 
@@ -299,6 +367,13 @@ async def seed(home: Home, now_ms: int) -> None:
     async with open_database(home.config().store.url, home.database) as db, transaction(db) as tx:
         await policies.publish(tx, bundle, bundles.sign(bundle, home.author_key()), "home", who, now_ms)
         await policies.activate_first(tx, bundle, who, now_ms)
+
+
+async def fill(home: Home, folder: Path) -> None:
+    """What the verifiers of most tests begin with, at the moment at which their clock begins."""
+    await seed(home, FakeClock.ms)
+    async with open_database(home.config().store.url, home.database) as db:
+        await publish(db, home.pool_key(), folder, FakeClock.ms, document=_measured(folder))
 
 
 KIM = "kim"
@@ -327,14 +402,26 @@ def _measured(folder: Path) -> Document:
 
 @pytest.fixture
 async def verifier(
-    verifier_home: Home, clock: FakeClock, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    verifier_home: Home,
+    clock: FakeClock,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made_database: Path,
+    *,
+    begins_made: bool,
 ) -> AsyncIterator[RunningVerifier]:
     config = verifier_home.config()
-    await seed(verifier_home, clock.ms)
+    if not begins_made:
+        await seed(verifier_home, clock.ms)
+    elif not config.store.url:
+        shutil.copyfile(made_database, verifier_home.database)
     # The clock that the test moves is the one that all replicas share.
     monkeypatch.setattr(PostgresDatabase, "ahead_ms", SqliteDatabase.ahead_ms)
     async with open_service(verifier_home, config, clock.clock()) as service:
-        await publish(service.db, service.pool_key, model_folder, clock.ms, document=_measured(model_folder))
+        if not begins_made:
+            await publish(
+                service.db, service.pool_key, model_folder, clock.ms, document=_measured(model_folder)
+            )
         app = make_app(service)
         async with (
             listening(app, config.service.listen, shutdown_timeout=1),

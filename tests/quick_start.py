@@ -26,13 +26,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform == "linux" else None
 _CLONE_PARENT = 0x8000
-_START = [sys.executable, "-m", "touchstone"]
-_READ_AT_START = ("PYTHON", "SSL_", "OMP_", "OPENBLAS_", "LD_", "LANG", "LC_", "MALLOC_")
+_RUN = "from touchstone import main\n"
+"""A program that is given with ``-c`` and has this line may be a copy too."""
+_READ_AT_START = ("PYTHON", "SSL_", "LD_", "LANG", "LC_", "MALLOC_")
 """Variables that are read before a process has begun its own work."""
 _MOST = 1 << 17
 _MODULES = (
@@ -69,7 +71,7 @@ class Parent:
         """Whether a process, as `subprocess.Popen` is asked for it, can be a copy."""
         environment = os.environ if asked["env"] is None else asked["env"]
         return (
-            list(asked["args"])[:3] == _START
+            _is_ours(asked["args"])
             and (asked["executable"], asked["preexec_fn"], asked["shell"]) == (None, None, False)
             and (asked["gid"], asked["gids"], asked["uid"], asked["umask"]) == (None, None, None, -1)
             and not asked["pass_fds"]
@@ -80,9 +82,9 @@ class Parent:
     def start(self, asked: Mapping[str, Any]) -> int:
         """Start it; its number."""
         order = {
-            "arguments": list(map(os.fspath, asked["args"][3:])),
+            "arguments": list(map(os.fsdecode, asked["args"][1:])),
             "environment": dict(os.environ if asked["env"] is None else asked["env"]),
-            "folder": os.fspath(asked["cwd"] or os.getcwd()),
+            "folder": os.fspath(asked["cwd"] or Path.cwd()),
             "session": asked["start_new_session"],
         }
         ends = [
@@ -116,6 +118,13 @@ class Parent:
         if self._socket is not None:
             self._socket.close()
             self._process.wait(20)
+
+
+def _is_ours(arguments: Sequence[str | bytes]) -> bool:
+    if isinstance(arguments, (str, bytes)) or len(arguments) < 3 or arguments[0] != sys.executable:
+        return False
+    how, what = arguments[1:3]
+    return (how, what) == ("-m", "touchstone") or (how == "-c" and isinstance(what, str) and _RUN in what)
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
@@ -185,22 +194,33 @@ def _become(order: Mapping[str, Any], ends: list[int]) -> None:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["environment"])
-    # As `python -m touchstone` has it.
-    program, main = sys.modules["touchstone"], sys.modules["__main__"]
+
+
+def _run(how: str, what: str, *arguments: str) -> None:
+    """Run a program as ``python HOW WHAT ARGUMENTS`` has it."""
+    main = sys.modules["__main__"]
+    sys.path[0] = str(Path.cwd()) if how == "-m" else ""
+    if how == "-c":
+        sys.argv = ["-c", *arguments]
+        main.__spec__, main.__package__ = None, None
+        exec(compile(what, "<string>", "exec"), vars(main))
+        return
+    program = sys.modules[what]
+    sys.argv = [program.__file__ or "", *arguments]
     main.__spec__, main.__package__ = program.__spec__, program.__package__
-    sys.path[0] = os.getcwd()
-    sys.argv = [program.__file__ or "", *order["arguments"]]
+    program.main()
 
 
 def _main(number: int) -> None:
     for name in ("touchstone", *_MODULES):
         importlib.import_module(name)
-    if len(os.listdir("/proc/self/task")) > 1:
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
         raise RuntimeError("a process with several threads cannot be copied")
     gc.collect()
     gc.freeze()
-    if _serve(socket.socket(fileno=number)) is not None:
-        sys.modules["touchstone"].main()
+    order = _serve(socket.socket(fileno=number))
+    if order is not None:
+        _run(*order["arguments"])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ WHOSE: Final[Mapping[str, Whose]] = {
     "weights.walk.untimed": Whose.VERIFIER,
     "answers.check": Whose.CALLER,
     "answers.drift": Whose.VERIFIER,
+    "answers.drift.node": Whose.NODE,
     "answers.node": Whose.CALLER,
     "answers.result": Whose.CALLER,
     "challenges": Whose.VERIFIER,

@@ -26,6 +26,8 @@ PRIORS: Final[Mapping[str, float]] = {
     "answer-mismatch": 0.9,
     "settlement-mismatch": 0.8,
     "answers-suspected": 0.8,
+    "answers-moved": 0.4,
+    "answers-scored": 0.4,
     "settlement-unconfirmed": 0.4,
     "reporter-suspect": 0.3,
     "reference-suspect": 0.2,

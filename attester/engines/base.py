@@ -16,6 +16,7 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     engine: Name
     version: Name
     arguments: Annotated[dict[Name, Line | int | bool | None], Meta(max_length=256)]
+    """`chat_template` and `sampling` are digests of what it renders and samples by, if it tells (docs/drift.md)."""
     packages: Annotated[dict[Name, Name], Meta(max_length=512)]
     python: Name
     context_length: Annotated[int, Meta(ge=0, le=1 << 40)]

@@ -68,6 +68,8 @@ class UsageFinder:
 
 def _tail(data: bytes) -> bytes:
     """The end of *data* that may be the begin of the name."""
+    if b'"' not in data[1 - len(_NAME) :]:
+        return b""
     for size in range(min(len(_NAME) - 1, len(data)), 0, -1):
         if _NAME.startswith(data[-size:]):
             return data[-size:]

@@ -60,6 +60,27 @@ def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+_AFFINITY: Final[Mapping[str, str]] = {
+    "kept": "{node} comes first: it is near the key {key} of the request",
+    "drawn": "{node}, which is near the key {key} of the request, was drawn anyway",
+    "busy": "the nodes near the key {key} of the request would take too long",
+    "trial": "the key {key} of the request does not count: a node is tried",
+    "none": "the key {key} of the request does not count: no node is established",
+}
+
+
+def describe_affinity(affinity: Mapping[str, Any] | None) -> list[str]:
+    """What the key of affinity was worth, in lines."""
+    if affinity is None:
+        return []
+    said = _AFFINITY.get(affinity["how"], "the key {key} of the request: {how}")
+    return ["  " + said.format(**{"node": "", **affinity})]
+
+
+def _continues(attempt: Mapping[str, Any]) -> str:
+    return f", going on from what {attempt['continues']} gave" if attempt.get("continues") else ""
+
+
 def explanation(record: dict[str, Any]) -> list[str]:
     """A decision in sentences."""
     workload = record["workload"]
@@ -69,6 +90,7 @@ def explanation(record: dict[str, Any]) -> list[str]:
         "  " + describe_seed(record.get("choice")),
         *describe_required(record.get("required"), record.get("met")),
         "  eligible: " + (", ".join(f"{n} {lane}" for lane, n in record["lanes"].items() if n) or "nobody"),
+        *describe_affinity(record.get("affinity")),
     ]
     for place, ranked in enumerate(record["ranked"], 1):
         lines += [
@@ -102,6 +124,7 @@ def explanation(record: dict[str, Any]) -> list[str]:
     lines += [
         f"  → {attempt['node']}  {attempt['outcome']} in {attempt.get('ms', 0)} ms ({attempt['detail']})"
         + (f", revision {attempt['revision'][:_SHORT]}…" if attempt.get("revision") else "")
+        + _continues(attempt)
         for attempt in record["attempts"]
     ]
     if offered := record.get("offered"):

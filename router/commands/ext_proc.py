@@ -10,8 +10,6 @@ from attester.errors import ConfigError
 from attester.settings import read_toml
 from router.commands import maintenance
 from router.config import RouterConfig
-from router.service.ext_proc import printed
-from router.state.identity import identity_path
 
 
 @click.command("ext-proc")
@@ -29,6 +27,9 @@ def ext_proc(path: Path, listen: str, picker: str, certificate: Path | None, key
 
     The router itself serves Envoy as soon as its configuration has a section [ext_proc].
     """
+    from router.service.ext_proc import printed
+    from router.state.identity import identity_path
+
     if (certificate is None) != (key is None):
         raise ConfigError("--certificate and --key go together")
     config = read_toml(path, RouterConfig, "touchstone router init")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ from attester.errors import AttesterError, ConfigError
 from attester.settings import read_toml
 from router.config import RouterConfig
 from router.model.errors import RouterError
-from router.store import keys
+from router.store import changes, keys
 from router.store.invariants import CHECKS
 from router.store.keys import StoredKey
 from verifier.errors import VerifierError
@@ -77,6 +78,9 @@ class RouterRestoration(Restoration):
         """Revoke them again."""
         await super().finish(whole, manifest)
         await keys.revoke_again(whole.tx, self._revoked)
+        if "changes" in whole.tables:
+            # What was stopped or taken back since must not decide about anything again.
+            await changes.end_live(whole.tx, time.time_ns() // 1_000_000)
 
 
 @click.command()

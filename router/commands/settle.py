@@ -200,7 +200,7 @@ def gap(name: str, start: Any, end: Any, lost: int, why: str, path: Path) -> Non
     from_ms, to_ms = (int(each.replace(tzinfo=dt.UTC).timestamp() * 1000) for each in (start, end))
     if from_ms > to_ms:
         raise click.UsageError("--from is after --to")
-    found = Gap(name, from_ms, to_ms, lost, why)
+    found = Gap(router=name, from_ms=from_ms, to_ms=to_ms, lost=lost, why=why)
     _with_store(path, lambda _, __, db: db.write(lambda tx: store.add_gap(tx, found)))
     click.echo("Noted.")
 

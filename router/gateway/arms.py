@@ -32,6 +32,7 @@ from router.gateway.errors import GatewayError
 from router.gateway.measuring import size_share
 from router.gateway.request import NodeRequest
 from router.gateway.terms import Terms
+from router.model.allowance import LEAST_ANSWER
 from router.model.change import Arm
 from router.model.clock import Clock
 from router.model.comparison import Observation
@@ -166,7 +167,7 @@ class Arms:
             return None
         except Exception:  # noqa: BLE001
             # Nothing of a candidate's failure may reach the caller: the table in force takes over.
-            _log.exception("a candidate could not decide")
+            _note_error(tried.trial)
             tried.refusal = "error"
             return None
         if not record.decision.ranked:
@@ -194,7 +195,9 @@ class Arms:
             narrowed: The nodes that meet what the caller requires, by the table in force.
             is_own: Whether the candidate has made that decision.
         """
-        if not self._may_shadow():
+        # What a caller requires of its own takes time to look up for another table.
+        has_own = record.decision.required is not None and not is_own
+        if has_own or not self._may_shadow():
             tried.trial.sight.skipped += 1
             return
         began = time.perf_counter()
@@ -202,7 +205,7 @@ class Arms:
             self._compare(tried, request, record, narrowed, is_own=is_own)
         except Exception:  # noqa: BLE001
             # What is only looked at must not harm the request.
-            _log.exception("two tables could not be compared")
+            _note_error(tried.trial)
         _shadowing.inc(time.perf_counter() - began)
 
     def _may_shadow(self) -> bool:
@@ -252,14 +255,12 @@ class Arms:
     def _decide_by(
         self, tried: Tried, request: NodeRequest, active: Decision
     ) -> tuple[Difference, Decision | None]:
-        """What the candidate would have decided.  Requirements of callers take time to look up: they are left out."""
+        """What the candidate would have decided."""
         try:
             table, model = tried.trial.table, request.workload.model
             workload = table.route(model, tried.named, tried.key.workloads)
             if request.operation.name not in workload.operations:
                 return Difference("unknown", "operation"), None
-            if active.required is not None:
-                return Difference("same", "requirements"), None
             view = self._dispatcher.fleet.view_for(workload)
             candidate = decide(
                 view,
@@ -272,7 +273,7 @@ class Arms:
             return Difference("unknown", error.code), None
         except Exception:  # noqa: BLE001
             # An error of the candidate is a difference like others.
-            _log.exception("a candidate could not decide")
+            _note_error(tried.trial)
             return Difference("error"), None
         return find_difference(active, candidate, _ask(self._dispatcher)), candidate
 
@@ -331,8 +332,11 @@ class Arms:
         stratum = f"{workload}{'/stream' if streamed else ''}"
         first = _first(run)
         revision = "" if first is None else first.revision
-        if run is None or end is None:
-            return Observation(arm=tried.arm, stratum=stratum, revision=revision)
+        if run is None or end is None or (isinstance(end, Fail) and end.outcome is Outcome.ABANDONED):
+            waited = None if run is None else _waited(run)
+            return Observation(
+                arm=tried.arm, stratum=stratum, revision=revision, seconds=waited, is_over=False
+            )
         failed = _has_failed(tried, run, end)
         completed = isinstance(end, Return) and end.attempt.outcome is Outcome.COMPLETED
         is_plain = completed and not tried.fell_back and not tried.refusal
@@ -348,10 +352,18 @@ class Arms:
             refused=bool(tried.refusal) or not run.record.decision.ranked,
             retried=is_retried,
             seconds=_seconds_of(run) if is_plain else None,
+            token_s=_token_s_of(run) if is_plain else None,
             cost=0 if used is None else price.charge(used),
             other_cost=other,
             tokens=0 if used is None else used.total,
         )
+
+
+def _note_error(trial: Trial) -> None:
+    """Tell of the first error of a change, from where it is handled: to tell of each would hold up all other requests."""
+    if not trial.has_erred:
+        trial.has_erred = True
+        _log.exception("a candidate fails to decide; further errors of it are only counted")
 
 
 def price_of(ranked: Ranked | None) -> Price:
@@ -397,6 +409,25 @@ def _is_excused(attempts: list[Attempt], *, is_hurried: bool) -> bool:
         for attempt in attempts
     ]
     return all(excused) if attempts else is_hurried
+
+
+def _waited(run: Run) -> float | None:
+    """How long a client that left had waited for the first text, or for a whole answer."""
+    last = run.last
+    if last is None or last.outcome is not Outcome.ABANDONED or last.has_begun:
+        return None
+    before = [attempt for attempt in (*run.earlier, *run.attempts) if attempt is not last]
+    return sum(attempt.seconds for attempt in before) + last.seconds
+
+
+def _token_s_of(run: Run) -> float | None:
+    """For each token of a stream after the first."""
+    last = run.attempts[-1] if run.attempts else None
+    if last is None or last.stream is None or last.stream.first_token_s is None or run.usage is None:
+        return None
+    if run.usage.completion < LEAST_ANSWER or not run.request.is_evidence:
+        return None
+    return max(last.seconds - last.stream.first_token_s, 0.0) / (run.usage.completion - 1)
 
 
 def _seconds_of(run: Run) -> float | None:

@@ -11,7 +11,6 @@ from msgspec import Struct, structs
 from router.choose.decision import Decision
 from router.config import ApiKey, GatewaySection
 from router.gateway.attempts import Attempt
-from router.gateway.continuing import make_continuing
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import GatewayError
 from router.gateway.request import NodeRequest, read_request
@@ -111,19 +110,10 @@ def make_request(
 
 
 async def send(
-    dispatcher: Dispatcher,
-    request: NodeRequest,
-    decision: Decision,
-    config: GatewaySection,
-    now: float,
-    *,
-    on_end: Callable[[Run], None] = lambda _: None,
+    dispatcher: Dispatcher, request: NodeRequest, decision: Decision, config: GatewaySection, now: float
 ) -> tuple[Attempt | None, Given | None]:
     """
     Send a check as work is sent: to the first node of a decision, and if that fails to the next ones.
-
-    Args:
-        on_end: Is told once all is settled: the nodes are paid for it.
 
     Returns:
         What came of it at the first node; and what that has answered, if it has.
@@ -136,8 +126,6 @@ async def send(
         first_by=now + config.timeout_s,
         sink=sink,
         is_check=True,
-        # As of a user that says nothing of it.
-        continuing=make_continuing(request, None, dispatcher.fleet, dispatcher.metering),
     )
     try:
         await dispatcher.run(run)
@@ -145,7 +133,8 @@ async def send(
         unsettled, run.unsettled = run.unsettled, None
         if unsettled is not None:
             dispatcher.settle(run, unsettled)
-        on_end(run)
+        # The nodes are paid for it.
+        dispatcher.metering.on_check_end(run)
     node = decision.ranked[0].node
     attempt = run.attempts[0] if run.attempts and run.attempts[0].node == node else None
     return attempt, None if attempt is None else _given(attempt, sink)

@@ -137,8 +137,6 @@ class Checks:
         self._clock = clock
         self._source = source if config.enabled else None
         self.has_room = has_room
-        self.on_end: Callable[[Run], None] = lambda _: None
-        """Is told when a check has ended, with what it has used."""
         self._draw = draw
         self._name = name
         self._routers = routers
@@ -291,17 +289,12 @@ class Checks:
         if not self._has_place(node, workload):
             await self._report(offered, {"node": node, "failed": "withdrawn"})
             return True
-        request, kind = made
+        request, kind = self._dispatcher.salts.as_of_late(made[0], self._draw()), made[1]
         self._traffic[workload.model].note_check(kind)
         self._asked_at[node, workload.name] = self._clock.monotonic()
         asked_ms = self._clock.now_ms()
         attempt, given = await send(
-            self._dispatcher,
-            request,
-            decision,
-            self._limits,
-            self._clock.monotonic(),
-            on_end=self.on_end,
+            self._dispatcher, request, decision, self._limits, self._clock.monotonic()
         )
         if given is None:
             outcome = "skipped" if attempt is None else str(attempt.outcome)
@@ -382,9 +375,7 @@ class Checks:
                 "a check that the gateway would take from nobody", model=workload.model, why=str(error)
             )
             return None
-        if kind is None or not traffic.admits(kind):
-            return None
-        return self._dispatcher.salts.as_of_late(request, self._draw()), kind
+        return (request, kind) if kind is not None and traffic.admits(kind) else None
 
     async def _report(self, offered: Offered, report: dict[str, Any]) -> None:
         assert self._source is not None

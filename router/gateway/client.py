@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
-from router.gateway.errors import REVISION_HEADER
+from router.gateway.errors import DECISION_HEADER, REVISION_HEADER
 from router.gateway.idempotency import CachedResponse
 from router.gateway.receipting import Draft
 from router.gateway.sink import ClientGoneError
@@ -104,6 +104,13 @@ class ClientStream:
                 raise ClientGoneError("the client is gone") from None
             self._response = response
             self._is_for_chunks = self._request.version >= HttpVersion11
+
+    def name_decision(self, decision: str) -> None:
+        """Name another decision in the head, unless the head has gone to the client."""
+        if not self._is_open:
+            self._headers[DECISION_HEADER] = decision
+            # What was prepared says something else.
+            self._response = None
 
     def name_revision(self, revision: str) -> None:
         """See `Sink`."""

@@ -10,6 +10,7 @@ from aiohttp import web
 from router.config import ApiKey
 from router.gateway.arms import Arms, Chosen, Tried
 from router.gateway.attempts import Fail, Return
+from router.gateway.client import ClientStream
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.request import NodeRequest
 from router.gateway.terms import Terms
@@ -99,6 +100,8 @@ class Deciding:
         if end is not None and tried is not None and self._arms.must_fall_back(tried, run, end):
             assert self._asked is not None
             self._arms.fall_back(tried, run, self._asked, self._decide_by_active(self._asked))
+            if isinstance(run.sink, ClientStream):
+                run.sink.name_decision(run.record.id)
             end = await self._run(run)
         self._end = Fail(Outcome.BUSY) if end is None else end
         return end

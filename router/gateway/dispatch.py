@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -31,24 +31,21 @@ from router.gateway.attempts import (
     Attempt,
     Continue,
     Fail,
-    Next,
     Return,
-    decide_after_seam,
     decide_next,
     find_blamed,
 )
-from router.gateway.continuing import Continuing, FreshSink
+from router.gateway.continuing import FreshSink, make_continuing
 from router.gateway.exchange import Exchange
 from router.gateway.exchanges import Exchanges
 from router.gateway.measuring import earns_credit, measure
 from router.gateway.metering import Metering, ReviewQueue
-from router.gateway.request import NodeRequest
+from router.gateway.run import Run
 from router.gateway.salting import Salts
-from router.gateway.sink import Sink
 from router.model.allowance import Seen, allow
 from router.model.clock import Clock
 from router.model.outcomes import Blame, Execution, Outcome
-from router.model.tokens import Count, TokenCounter
+from router.model.tokens import TokenCounter
 from router.model.usage import Usage
 from router.model.workload import Workload
 from router.state.fleet import Fleet
@@ -56,6 +53,8 @@ from router.state.narrowed import NarrowedPool
 from router.state.prober import ADDRESS_REFUSED
 from router.state.random_bytes import random_bytes
 from router.state.records import AttemptRecord, Record, Records
+
+__all__ = ["Dispatcher", "Run", "closed_since"]
 
 _NOTHING: Final = TokenCounter(None)
 """Of an answer that is not streamed: its text comes whole."""
@@ -65,53 +64,6 @@ _OFTEN_REFUSED: Final = 3
 _log = structlog.get_logger("router")
 _outcomes = prometheus_client.Counter("touchstone_router_outcomes_total", "How attempts ended.", ["outcome"])
 _by_outcome = {outcome: _outcomes.labels(outcome) for outcome in Outcome}
-
-
-@dataclass(kw_only=True)
-class Run:
-    """One request on its way."""
-
-    record: Record
-    request: NodeRequest
-    deadline: float
-    """When the caller's time is over."""
-    first_by: float
-    """When the router's own patience is, until the first text or a whole answer.  What nodes are lent adds to it."""
-    is_check: bool = False
-    """Whether nobody waits for its answer: it asks what a trusted engine has answered already."""
-    is_scoring: bool = False
-    """Whether it scores another node's answer: nobody else asks that, so it leaves no trace in the node's standing."""
-    tells_usage: bool = False
-    """Whether the end of a stream tells the client what was counted."""
-    sink: Sink | None = None
-    continuing: Continuing | None = None
-    """What another node needs to go on if the stream breaks; `None` if the stream ends then."""
-    attempts: list[Attempt] = field(default_factory=list)
-    earlier: list[Attempt] = field(default_factory=list)
-    """Those by another table, whose nodes completed nothing (`router.gateway.arms`)."""
-    last: Attempt | None = None
-    """The last attempt, also if the client left while it was made."""
-    unsettled: Attempt | None = None
-    """A completed attempt that is settled once the answer is on its way, so that no client waits for it."""
-    prompt: Count | None = None
-    """Tokens of the prompt, once they are counted."""
-    usage: Usage | None = None
-    """What the caller is charged for."""
-
-    @property
-    def asked(self) -> NodeRequest:
-        """What the next node is sent."""
-        return self.request if self.continuing is None else self.continuing.asked
-
-    @property
-    def seam(self) -> Continuing | None:
-        """The parts that nodes have given, if another one is to go on with them."""
-        return self.continuing if self.continuing is not None and self.continuing.parts else None
-
-    def charge(self, own: Usage | None) -> None:
-        """Charge the caller for what the last node has given, and for the parts before."""
-        if own is not None:
-            self.usage = own if self.continuing is None else self.continuing.with_parts(own)
 
 
 class Dispatcher:
@@ -173,11 +125,11 @@ class Dispatcher:
 
     def excluded(self, decision: Decision) -> dict[str, GateVerdict]:
         """The nodes that a decision excluded, as far as that is remembered."""
-        found = self.fleet.excluded(decision.workload, decision.snapshot)
-        if decision.required is None:
+        is_known = decision.table in self.fleet.tables()
+        found = self.fleet.excluded(decision.workload, decision.snapshot) if is_known else {}
+        if decision.required is None or not is_known:
             return found
-        unmet = self.fleet.narrowings.excluded(decision.workload, decision.required, decision.at_ms)
-        return found | unmet
+        return found | self.fleet.narrowings.excluded(decision.workload, decision.required, decision.at_ms)
 
     def shortfalls(self, decision: Decision) -> Counter[str]:
         """What nodes lack that a decision's workload or its caller requires, and how many nodes lack it."""
@@ -211,6 +163,7 @@ class Dispatcher:
             `Fail` it may have begun, and lacks its end.
         """
         ranked = run.record.decision.ranked
+        run.continuing = make_continuing(run.request, run.says, self.fleet, self.metering)
         end = await self._try_all(run, ranked)
         if isinstance(end, Return) and end.attempt.outcome is Outcome.UNHONOURED and not run.is_scoring:
             end = Return(await self._charge(run, end.attempt))
@@ -240,10 +193,8 @@ class Dispatcher:
                 run.record.attempts.append(AttemptRecord(node=candidate.node, outcome="skipped", detail=why))
                 continue
             await self._attempt(run, candidate, now)
-            step: Next = (
-                decide_next(run.attempts) if run.seam is None else decide_after_seam(run.attempts[-1])
-            )
-            if isinstance(step, Fail) and await self._goes_on(run):
+            step = run.next_step()
+            if isinstance(step, Fail) and await run.goes_on(self._clock, self._exchanges.config.timeout_s):
                 continue
             if not isinstance(step, Continue):
                 return step
@@ -252,16 +203,6 @@ class Dispatcher:
         end = decide_next(run.attempts, is_exhausted=True)
         assert not isinstance(end, Continue)
         return end
-
-    async def _goes_on(self, run: Run) -> bool:
-        """Whether another node may go on with what the client has of a stream that broke."""
-        if run.continuing is None or run.sink is None:
-            return False
-        if not await run.continuing.begin(run.attempts[-1], run.sink):
-            return False
-        # The router's patience begins anew: until the first text of the rest.
-        run.first_by = self._clock.monotonic() + self._exchanges.config.timeout_s
-        return True
 
     async def _attempt(self, run: Run, candidate: Ranked, now: float) -> None:
         """Try one node; its attempt is added to the run."""
@@ -298,13 +239,12 @@ class Dispatcher:
             run.first_by += exchange.lent_s
         finally:
             # Also if the client went away and this task was cancelled, the node's place must be freed.
-            carried = 0 if parts is None else parts.tokens
             attempt = structs.replace(
                 attempt or exchange.abandoned(),
                 revision=revision,
                 view=view,
                 price=candidate.price,
-                carried=carried,
+                carried=0 if parts is None else parts.tokens,
             )
             if attempt.outcome is Outcome.REFUSED and self._refuses_often(node, request.workload):
                 attempt = structs.replace(attempt, is_doubtful=True)

@@ -38,7 +38,7 @@ from router.model.continuing import Delivered, Splice
 from router.model.errors import AttemptError
 from router.model.outcomes import Failure, Outcome
 from router.model.tokens import TokenCounter
-from router.model.wishes import Kept, check_gathered
+from router.model.wishes import Kept, Wishes, check_gathered
 from router.state.random_bytes import random_bytes
 
 _MAX_ERROR_BODY: Final = 64 << 10
@@ -277,7 +277,7 @@ class Exchange:
 
     async def _pass_events(self, response: NodeResponse, sink: Sink, limit: TimeLimit) -> None:
         received, progress = self._received, self._progress
-        reader = received.reader = self._make_reader()
+        reader = received.reader = _make_reader(self._request, self._wishes, keeps_text=self._keeps_text)
         parser, blocks = EventParser(), 0
         try:
             async for data in response.content.iter_any():
@@ -304,17 +304,6 @@ class Exchange:
             raise AttemptError(Outcome.CORRUPTED, str(error)) from None
         if not reader.is_finished:
             raise AttemptError(Outcome.TRUNCATED, "the stream ended without an end to its text")
-
-    def _make_reader(self) -> StreamReader:
-        make_reader = self._request.operation.read_stream
-        assert make_reader is not None
-        reader = make_reader()
-        if isinstance(reader, ChunkReader):
-            if self._wishes is not None:
-                reader.watch(self._wishes)
-            if self._keeps_text:
-                reader.delivered = Delivered()
-        return reader
 
     def _may_wait(self, sink: Sink) -> bool:
         """Whether what came with the end of a stream can go out in one packet with it: no tokens are counted first."""
@@ -356,3 +345,14 @@ class Exchange:
             request_id=self._request_id,
             on_given=self._note_given,
         )
+
+
+def _make_reader(request: NodeRequest, wishes: Wishes | None, *, keeps_text: bool) -> StreamReader:
+    assert request.operation.read_stream is not None
+    reader = request.operation.read_stream()
+    if isinstance(reader, ChunkReader):
+        if wishes is not None:
+            reader.watch(wishes)
+        if keeps_text:
+            reader.delivered = Delivered()
+    return reader

@@ -20,7 +20,7 @@ from router.gateway.attempts import Attempt, Fail
 from router.gateway.body import LARGE, is_large
 from router.gateway.checks import Checks
 from router.gateway.client import ClientStream
-from router.gateway.continuing import make_continuing, read_continue
+from router.gateway.continuing import read_continue
 from router.gateway.deciding import WORKLOAD_HEADER, Deciding
 from router.gateway.dispatch import Dispatcher, Run
 from router.gateway.errors import (
@@ -35,7 +35,7 @@ from router.gateway.fronts import Fronts
 from router.gateway.idempotency import CachedResponse, IdempotencyCache, IdempotencyError
 from router.gateway.keep_alive import KeepAlive
 from router.gateway.keys import Keyring
-from router.gateway.metering import BY_ROUTER
+from router.gateway.metering import BY_ROUTER, Metering
 from router.gateway.peers import Overheard
 from router.gateway.receipting import FAILED, RECEIPT_HEADER, REFUSED, Draft, members_of
 from router.gateway.request import NodeRequest, read_request
@@ -48,7 +48,6 @@ from router.model.answers import DONE
 from router.model.clock import Clock
 from router.model.continuing import told
 from router.model.operations import Operation
-from router.model.usage import Usage
 from router.model.workload import Table
 from router.state.receipts import ReceiptBook
 from router.state.records import Record
@@ -177,9 +176,9 @@ class Handler:
             decided, record = await self._deciding.decide(request, left_s)
         except GatewayError as error:
             return error.response(None, self._operation.error_members)
-        self._gateway.checks.note(decided, record.decision)
-        self._heard = self._gateway.checks.peers.sample(decided, self._request.headers)
-        dispatcher = self._gateway.dispatcher
+        # Who is checked, and what others may see of it, goes by the table in force.
+        self._gateway.checks.note(request, record.decision)
+        self._heard = self._gateway.checks.peers.sample(request, self._request.headers)
         tells_usage = request.is_streamed and (self._explain or request.wants_usage)
         patience_s = self._gateway.config.timeout_s
         if decided is not request:
@@ -191,7 +190,7 @@ class Handler:
             deadline=deadline,
             first_by=began + patience_s,
             tells_usage=tells_usage,
-            continuing=make_continuing(decided, self._continue, dispatcher.fleet, dispatcher.metering),
+            says=self._continue,
         )
         return await (self._stream(self._run) if request.is_streamed else self._whole(self._run))
 
@@ -341,8 +340,7 @@ class Handler:
         return end.attempt
 
     async def _whole(self, run: Run) -> web.Response:
-        record = run.record
-        found = await self._dispatch(run)
+        found, record = await self._dispatch(run), run.record
         if isinstance(found, GatewayError):
             return found.response(record, {**self._operation.error_members, **self._explanation(record)})
         assert found.answer is not None
@@ -373,8 +371,9 @@ class Handler:
             return sink.end()
 
     async def _stream_into(self, sink: ClientStream, run: Run) -> web.StreamResponse:
-        record, request = run.record, run.request
         found = await self._dispatch(run)
+        # Another table may have taken over meanwhile.
+        record, request = run.record, run.request
         if isinstance(found, GatewayError):
             extra = {**self._operation.error_members, **self._explanation(record)}
             if not sink.is_open:
@@ -395,7 +394,8 @@ class Handler:
         if run.tells_usage:
             chunk = request.operation.empty_chunk(request.workload.model, record.id)
             if request.wants_usage and run.usage is not None and not has_types:
-                rest += encode_event(dialects.encode({**chunk, **self._told_usage(run, found, run.usage)}))
+                told_usage = _told_usage(self._gateway.dispatcher.metering, run, found)
+                rest += encode_event(dialects.encode({**chunk, **told_usage}))
             if extra := self._explanation(record):
                 rest += _event({**chunk, **extra}, b"touchstone" if has_types else b"")
         if not has_types:
@@ -403,14 +403,6 @@ class Handler:
         await sink.send(rest, is_last=True)
         self._cache(sink.cached_response)
         return self._end_whole(sink)
-
-    def _told_usage(self, run: Run, found: Attempt, charged: Usage) -> dict[str, Any]:
-        """What the last chunk tells of the usage."""
-        if run.seam is not None:
-            # What the last node says of it is of its own part.
-            return {"usage": charged.to_wire(), "usage_by": BY_ROUTER, "touchstone": told(run.seam.told())}
-        usage, by = self._gateway.dispatcher.metering.told_streamed(run.request, found, charged)
-        return {"usage": usage, "usage_by": by}
 
     async def _end_with_error(self, sink: ClientStream, document: Mapping[str, Any]) -> web.StreamResponse:
         has_types = self._operation.has_typed_events
@@ -446,3 +438,13 @@ def _event(document: Mapping[str, Any], name: bytes = b"") -> bytes:
 def _answer_again(cached: CachedResponse) -> web.Response:
     headers = {**dict(cached.headers), "Idempotent-Replayed": "true", "Content-Type": cached.content_type}
     return web.Response(status=cached.status, body=cached.body, headers=headers)
+
+
+def _told_usage(metering: Metering, run: Run, found: Attempt) -> dict[str, Any]:
+    """What the last chunk of a stream tells of the usage."""
+    assert run.usage is not None
+    if run.seam is not None:
+        # What the last node says of it is of its own part.
+        return {"usage": run.usage.to_wire(), "usage_by": BY_ROUTER, "touchstone": told(run.seam.told())}
+    usage, by = metering.told_streamed(run.request, found, run.usage)
+    return {"usage": usage, "usage_by": by}

@@ -261,7 +261,9 @@ class Keyring:
 
     def begin_charge(self, key: ApiKey, tokens: int) -> None:
         """Count tokens that are about to be charged in the store: what a line of a job has used."""
-        account = self._accounts[key.name]
+        account = self._accounts.get(key.name)
+        if account is None:
+            return
         account.unwritten += tokens
         if account.tokens is not None:
             account.tokens.fill(self._monotonic())
@@ -269,7 +271,10 @@ class Keyring:
 
     def end_charge(self, key: ApiKey, day: int, tokens: int, *, is_charged: bool) -> None:
         """Note that they were charged in the store, or will not be."""
-        account = self._accounts[key.name]
+        account = self._accounts.get(key.name)
+        if account is None:
+            # A person's, which was forgotten among many.
+            return
         account.unwritten = max(0, account.unwritten - tokens)
         if is_charged:
             known_day, known = account.others

@@ -73,6 +73,8 @@ class Metering:
         self.tokenisers = tokenisers
         self.candidate: Mapping[str, tuple[Workload, Tokeniser | None]] = {}
         """Those of a table that is tried beside the one in force, with its workloads."""
+        self.on_check_end: Callable[[Any], None] = lambda _run: None
+        """Is told of each check, a `router.gateway.dispatch.Run`, once all of it is settled: it is paid."""
         self._clock = clock
         self._reviews = reviews
         self._tolerance = tolerance

@@ -229,6 +229,8 @@ class Peers:
             is_scoring=True,
         )
         await self._dispatcher.run(run)
+        # It is not paid, and the node may claim it.
+        self._dispatcher.metering.on_check_end(run)
         return run.attempts[0] if run.attempts else None
 
     def _note_unable(self, node: str, workload: Workload) -> None:

@@ -226,11 +226,13 @@ def members_of(run: Run, answered: Attempt | None, metering: Metering) -> tuple[
     if run.usage is not None:
         members["usage"] = _usage(run, run.usage, answered, metering)
     found = answered or last
-    if found is not None and found.price is not None:
-        members["price"] = Price(input=found.price.input, output=found.price.output)
+    if found is not None:
+        members["price"] = _price(found)
     if found is not None and run.usage is not None:
-        members["metered"] = _metered(run, run.usage, found, metering)
-    passed = _passed(run, found)
+        before = sum(part.completion for part in members.get("continued", ()))
+        members["metered"] = _metered(run, run.usage, found, metering, before)
+    # Where nobody was charged, no answer was taken.
+    passed = _passed(run, None if run.usage is None else found)
     if passed:
         members["passed"] = passed
     return str(NO_NODE if found is None else found.outcome), members
@@ -280,6 +282,8 @@ def _parts_before(run: Run, answered: Attempt) -> tuple[Continued, ...]:
             node=_node(part.attempt, run.request.workload.model),
             operator=_text(part.attempt.operator) or UNSET,
             outcome=str(part.attempt.outcome),
+            own=_is_own(run, part.attempt),
+            price=_price(part.attempt),
         )
         for part in parts
         if part.attempt is not answered
@@ -301,17 +305,34 @@ def _usage(run: Run, charged: Counted, answered: Attempt | None, metering: Meter
     return Usage(by=by, completion=min(usage.completion, MOST), prompt=min(usage.prompt, MOST))
 
 
-def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering) -> Metered:
-    """What the node is paid for, which is what was charged, and what it has claimed for it."""
+def _is_own(run: Run, attempt: Attempt) -> bool:
+    return bool(run.request.operator) and run.request.operator == attempt.operator
+
+
+def _price(attempt: Attempt) -> Price | UnsetType:
+    price = attempt.price
+    return UNSET if price is None else Price(input=price.input, output=price.output)
+
+
+def _metered(run: Run, charged: Counted, paid: Attempt, metering: Metering, before: int) -> Metered:
+    """
+    What the node is paid for, which is what was charged, and what it has claimed for it.
+
+    Args:
+        before: Tokens of the answer that other nodes gave before.
+    """
     workload, is_exact = run.request.workload, metering.is_judged(run.request, paid)
+    # What other nodes gave of the answer is theirs; that this one has read it, it may claim.
+    template = metering.template_tokens(run.request) + paid.carried if is_exact else 0
     tier = _text(workload.standing_key)
     return Metered(
         claimed=UNSET if paid.claimed is None else _claimed(paid.claimed),
-        completion=min(charged.completion, MOST),
+        completion=min(max(charged.completion - before, 0), MOST),
         exact=is_exact,
         operator=_text(paid.operator) or UNSET,
+        own=_is_own(run, paid),
         prompt=min(charged.prompt, MOST),
-        template=metering.template_tokens(run.request) if is_exact else 0,
+        template=template,
         tier=UNSET if tier is None or tier == workload.name else tier,
     )
 
@@ -321,7 +342,7 @@ def _passed(run: Run, found: Attempt | None) -> tuple[Passed, ...]:
     taken = "" if found is None else found.request_id
     return tuple(
         Passed(claimed=_claimed(each.claimed), node=each.node)
-        for each in run.attempts
+        for each in (*run.earlier, *run.attempts)
         if each.claimed is not None and each.was_given and each.request_id != taken
     )[:MOST_PASSED]
 

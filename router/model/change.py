@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 By = Literal["key", "user", "conversation"]
@@ -22,7 +21,8 @@ _PerMille = Annotated[int, Meta(ge=1, le=1000)]
 _Ratio = Annotated[int, Meta(ge=110, le=10_000)]
 _Percent = Annotated[int, Meta(ge=1, le=10_000)]
 _SHOWN: Final = 1024
-_MAX_UNIT: Final = 256 << 10
+_MAX_UNIT: Final = 64 << 10
+_MOST_MESSAGES: Final = 256
 
 
 class Arm(StrEnum):
@@ -69,6 +69,8 @@ class Bounds(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A rate that is seen to be at most so much above that of the table in force stops nothing, whatever its ratio is."""
     p99_percent: _Percent = 25
     """The 99th percentile of the time to the first text, or of a whole answer, is at most so much longer."""
+    pace_percent: _Percent = 25
+    """The same of the time for each token of a stream after the first."""
     cost_percent: _Percent = 20
     """A request costs at most so much more, on average over requests."""
 
@@ -113,14 +115,30 @@ def _beginning(document: Mapping[str, Any]) -> bytes:
     messages = document.get("messages", document.get("input"))
     if isinstance(messages, list) and messages and isinstance(messages[0], dict):
         first = []
-        for message in messages:
+        for message in messages[:_MOST_MESSAGES]:
             first.append(message)
             if isinstance(message, dict) and message.get("role") == "user":
                 break
-        return msgspec.json.encode(first)[:_MAX_UNIT]
+        return _head(first, _MAX_UNIT)
     # Of a prompt the beginning: each turn of a conversation adds to its end.
-    given = document.get("prompt", document.get("input", document.get("query")))
-    return msgspec.json.encode(given)[:_SHOWN]
+    return _head(document.get("prompt", document.get("input", document.get("query"))), _SHOWN)
+
+
+def _head(value: Any, size: int) -> bytes:
+    """The first bytes of what a value says, without a look at the rest of it: it may have megabytes."""
+    found, left = bytearray(), [value]
+    while left and len(found) < size:
+        each = left.pop()
+        if isinstance(each, dict):
+            left += [
+                part for item in reversed(list(each.items())[:_MOST_MESSAGES]) for part in reversed(item)
+            ]
+        elif isinstance(each, list):
+            left += reversed(each[:_MOST_MESSAGES])
+        else:
+            text = each[:size] if isinstance(each, str) else str(each)[:_SHOWN]
+            found += text.encode(errors="surrogatepass") + b"\0"
+    return bytes(found[:size])
 
 
 def is_shared(secret: bytes, unit: bytes, percent: int) -> bool:

@@ -7,9 +7,10 @@ The tests, and what each tries to refute (`Bounds` has the figures):
     ceiling     of the candidate's requests, so many fail at most that the table in force then completes
     retries     as failures, of requests that another node had to complete
     p99         of the candidate's requests, one in a hundred at most takes longer than the bound
+    pace        the same of the time for each token of a stream
     cost        a request's cost is at most so much above what it would be by the table in force, on average
 
-Failures, retries and p99 compare requests of the same time: what makes both arms worse stops nothing.
+Failures, retries, p99 and pace compare requests of the same time: what makes both arms worse stops nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from router.model.change import Arm, Bounds
 from router.model.quantiles import Counts, bucket_of, merged_counts, quantile
 from router.model.sequential import Split, Wager, log_limit
 
-TESTS: Final = ("failures", "ceiling", "retries", "p99", "cost")
+TESTS: Final = ("failures", "ceiling", "retries", "p99", "pace", "cost")
 LEAST_TIMES: Final = 100
 """Requests of the table in force before its 99th percentile is known well enough."""
 _WINDOW: Final = 2000
 """Requests after which the times that were seen count half."""
 _MOST_RATIO: Final = 1000.0
+_NOTHING: Final = Wager()
 _P99_RATIO: Final = 1.0
 """Slow requests fall on the arms by their traffic; the bound is in the time that is slow."""
 
@@ -49,6 +51,10 @@ class Observation(Struct, frozen=True, kw_only=True):
     """Whether a node failed, and another one then completed it."""
     seconds: float | None = None
     """To the first text, or of a whole answer, as for the tier's usual exchange."""
+    is_over: bool = True
+    """Whether that is all; otherwise the client has left after so long, and it would have taken longer."""
+    token_s: float | None = None
+    """For each token of a stream after the first."""
     cost: int = 0
     """Exactly, in millionths of a millionth of the unit."""
     other_cost: int | None = None
@@ -78,7 +84,7 @@ class Counted(Struct):
         self.retried += seen.retried
         self.tokens += seen.tokens
         self.cost += seen.cost
-        if seen.seconds is not None:
+        if seen.seconds is not None and seen.is_over:
             bucket = bucket_of(seen.seconds)
             self.times[bucket] = self.times.get(bucket, 0) + 1
 
@@ -98,14 +104,39 @@ class Counted(Struct):
         return self.requests - self.excused
 
 
-class _Stratum(Struct):
-    split: Split = field(default_factory=Split)
+class Times(Struct):
+    """Times of the table in force, with fading weights."""
+
     times: dict[int, float] = {}
-    """Of the table in force, with fading weights."""
     weight: float = 0.0
     limit_s: float | None = None
     """From when on a request is slow."""
     since: int = 0
+
+    def add(self, seconds: float, percent: int) -> None:
+        """Count one, and set anew from when on a request is slow, after every 50: *percent* above the 99th percentile."""
+        bucket = bucket_of(seconds)
+        self.since += 1
+        self.times[bucket] = self.times.get(bucket, 0.0) + 1.0
+        self.weight += 1.0
+        if self.weight >= _WINDOW:
+            self.times = {b: w / 2 for b, w in self.times.items() if w / 2 >= 0.5}
+            self.weight = sum(self.times.values())
+        if self.weight >= LEAST_TIMES and (self.limit_s is None or self.since >= LEAST_TIMES // 2):
+            self.since = 0
+            # As many above it as there may be by chance: few times make the limit longer, not shorter.
+            level = min(0.99 + 2 * (0.99 * 0.01 / self.weight) ** 0.5, 1.0)
+            found = quantile({b: round(w) for b, w in self.times.items()}, level)
+            assert found is not None
+            self.limit_s = found * (1 + percent / 100)
+
+
+class Stratum(Struct):
+    """Requests that are compared with each other."""
+
+    split: Split = field(default_factory=Split)
+    times: dict[str, Times] = {}
+    """By test."""
 
 
 class Comparison(Struct):
@@ -114,9 +145,9 @@ class Comparison(Struct):
     counts: dict[str, dict[str, Counted]] = {}
     """By arm and revision."""
     wagers: dict[str, Wager] = {}
-    slow: Wager = field(default_factory=Wager)
-    """That slow requests fall on the candidate more often than its traffic does."""
-    strata: dict[str, _Stratum] = {}
+    slow: dict[str, Wager] = {}
+    """That slow requests fall on the candidate more often than its traffic does, by test."""
+    strata: dict[str, Stratum] = {}
 
     def add(self, seen: Observation, bounds: Bounds, share: float, *, is_compared: bool = True) -> None:
         """
@@ -128,10 +159,18 @@ class Comparison(Struct):
         """
         by_revision = self.counts.setdefault(seen.arm, {})
         by_revision.setdefault(seen.revision, Counted()).add(seen)
-        if seen.failed is None or not is_compared:
+        if not is_compared:
             return
         is_candidate = seen.arm is Arm.CANDIDATE
-        stratum = self.strata.setdefault(seen.stratum, _Stratum())
+        stratum = self.strata.setdefault(seen.stratum, Stratum())
+        for name, seconds, percent in (
+            ("p99", seen.seconds, bounds.p99_percent),
+            ("pace", seen.token_s, bounds.pace_percent),
+        ):
+            if seconds is not None:
+                self._time(name, stratum, seconds, seen, percent, share)
+        if seen.failed is None:
+            return
         self._compare(stratum, seen, bounds, share)
         if is_candidate:
             self._wager("ceiling").add(float(seen.failed), bounds.failures_per_mille / 1000)
@@ -139,10 +178,24 @@ class Comparison(Struct):
                 ratio = _ratio(seen.cost, seen.other_cost)
                 self._wager("cost").add(ratio, 1 + bounds.cost_percent / 100)
         stratum.split.add(is_candidate=is_candidate)
-        if seen.seconds is not None and not is_candidate:
-            _note_time(stratum, seen.seconds, bounds)
 
-    def _compare(self, stratum: _Stratum, seen: Observation, bounds: Bounds, share: float) -> None:
+    def _time(
+        self, name: str, stratum: Stratum, seconds: float, seen: Observation, percent: int, share: float
+    ) -> None:
+        """Compare how long a request took with when it is slow; who left before that says nothing."""
+        times = stratum.times.setdefault(name, Times())
+        is_candidate, limit = seen.arm is Arm.CANDIDATE, times.limit_s
+        is_slow = limit is not None and seconds > limit
+        if limit is not None and (is_slow or seen.is_over):
+            bias = stratum.split.bias(share, _P99_RATIO) if is_slow else None
+            if bias is not None:
+                self.slow.setdefault(name, Wager()).add(float(is_candidate), bias)
+            if is_candidate:
+                self._wager(name).add(float(is_slow), 0.01)
+        if not is_candidate and seen.is_over:
+            times.add(seconds, percent)
+
+    def _compare(self, stratum: Stratum, seen: Observation, bounds: Bounds, share: float) -> None:
         """Have each event count for the arm on which it falls."""
         is_candidate = seen.arm is Arm.CANDIDATE
         for name, happened, percent in (
@@ -152,15 +205,6 @@ class Comparison(Struct):
             bias = stratum.split.bias(share, percent / 100) if happened else None
             if bias is not None:
                 self._wager(name).add(float(is_candidate), bias)
-        limit = stratum.limit_s
-        if seen.seconds is None or limit is None:
-            return
-        is_slow = seen.seconds > limit
-        bias = stratum.split.bias(share, _P99_RATIO) if is_slow else None
-        if bias is not None:
-            self.slow.add(float(is_candidate), bias)
-        if is_candidate:
-            self._wager("p99").add(float(is_slow), 0.01)
 
     def _wager(self, name: str) -> Wager:
         return self.wagers.setdefault(name, Wager())
@@ -168,8 +212,9 @@ class Comparison(Struct):
     def evidence(self) -> dict[str, float]:
         """By test, the logarithm of the wealth of who bets that the candidate is worse."""
         found = {name: wager.log_wealth for name, wager in self.wagers.items()}
-        if "p99" in found:
-            found["p99"] = min(found["p99"], self.slow.log_wealth)
+        for name in ("p99", "pace"):
+            if name in found:
+                found[name] = min(found[name], self.slow.get(name, _NOTHING).log_wealth)
         return found
 
     def of(self, arm: Arm) -> Counted:
@@ -220,22 +265,3 @@ def _ratio(cost: int, other: int) -> float:
     if not other:
         return 1.0 if not cost else _MOST_RATIO
     return min(cost / other, _MOST_RATIO)
-
-
-def _note_time(stratum: _Stratum, seconds: float, bounds: Bounds) -> None:
-    """Count a time of the table in force, and set anew from when on a request is slow, after every 50."""
-    bucket = bucket_of(seconds)
-    # To let all others fade is to give later ones more weight.
-    stratum.since += 1
-    stratum.times[bucket] = stratum.times.get(bucket, 0.0) + 1.0
-    stratum.weight += 1.0
-    if stratum.weight >= _WINDOW:
-        stratum.times = {b: w / 2 for b, w in stratum.times.items() if w / 2 >= 0.5}
-        stratum.weight = sum(stratum.times.values())
-    if stratum.weight >= LEAST_TIMES and (stratum.limit_s is None or stratum.since >= LEAST_TIMES // 2):
-        stratum.since = 0
-        # As many above it as there may be by chance: few times make the limit longer, not shorter.
-        level = min(0.99 + 2 * (0.99 * 0.01 / stratum.weight) ** 0.5, 1.0)
-        found = quantile({b: round(w) for b, w in stratum.times.items()}, level)
-        assert found is not None
-        stratum.limit_s = found * (1 + bounds.p99_percent / 100)

@@ -89,6 +89,10 @@ class ChangeError(RouterError):
     """A step of a change of the table of workloads that cannot be taken: the message says why."""
 
 
+class UnknownChangeError(ChangeError):
+    """There is no such change."""
+
+
 class HoldError(RouterError):
     """A step that cannot be taken about an incident of the router's own."""
 

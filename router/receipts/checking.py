@@ -162,6 +162,7 @@ def _check_signature(state: _Check) -> str:
     state.verified = tokens.verify(state.document.receipt, state.means.keys)
     receipt = state.receipt
     what = f", number {receipt.seq} of its key" if receipt.seq else ""
+    what += f"; line {receipt.batch.line} of {receipt.batch.id}" if receipt.batch else ""
     begun = ", ".join(part.node.id for part in receipt.continued or ())
     what += f"; the answer was begun by {begun}" if begun else ""
     return f"{receipt.jti} by {receipt.iss}, key {state.verified.key.kid}{what}"

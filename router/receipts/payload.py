@@ -119,6 +119,8 @@ class Metered(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the count may be held against what the node claims."""
     operator: Text | UnsetType = UNSET
     """The node's operator, by its result."""
+    own: bool = False
+    """Whether the caller belongs to that operator: who asks its own nodes would pay itself."""
     prompt: Count
     template: Count = 0
     """Tokens that the node's chat template may add to the prompt; they are not paid."""
@@ -142,6 +144,10 @@ class Continued(_Part, frozen=True, kw_only=True):
     operator: Text | UnsetType = UNSET
     outcome: Text
     """How it ended at this node."""
+    own: bool = False
+    """As in `Metered`."""
+    price: Price | UnsetType = UNSET
+    """Of this node's work, by the decision.  It is paid for these tokens; the prompt is paid to the last node."""
 
 
 class Choice(_Part, frozen=True, kw_only=True):

@@ -96,6 +96,15 @@ def routes() -> list[Route]:
         get("/api/v1/incidents", incidents.list_open, INCIDENTS, "What waits for a person."),
         get("/api/v1/incidents/{id}", incidents.show, INCIDENTS, "One of them."),
         post("/api/v1/incidents/{id}/release", incidents.release, REVIEW, "Release a node to probation."),
+        *_settlement(),
+        *_changes(),
+        get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
+        get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
+    ]
+
+
+def _settlement() -> list[Route]:
+    return [
         get(
             "/api/v1/settlement/statements",
             settlement.list_statements,
@@ -138,14 +147,17 @@ def routes() -> list[Route]:
             REVIEW,
             "What became of a dispute.",
         ),
+    ]
+
+
+def _changes() -> list[Route]:
+    return [
         get("/api/v1/changes", changes.list_newest, CHANGES, "Changes of the table of workloads."),
         get("/api/v1/changes/{id}", changes.show, CHANGES, "One of them, with both arms side by side."),
         post("/api/v1/changes", changes.propose, CHANGE, "Have a table decide beside the one in force."),
         post("/api/v1/changes/{id}/share", changes.share, CHANGE, "Give it a share of the traffic."),
         post("/api/v1/changes/{id}/promote", changes.promote, CHANGE, "Put it in force."),
         post("/api/v1/changes/{id}/abort", changes.abort, CHANGE, "Go back to the table before, at once."),
-        get("/api/v1/status", status.show, STATUS, "Whether work can be done, and why not."),
-        get("/metrics", _metrics, METRICS, "Figures for Prometheus."),
     ]
 
 

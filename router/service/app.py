@@ -21,6 +21,7 @@ from attester.errors import ConfigError
 from attester.version import install_hint
 from router.config import load_table
 from router.gateway import openai, pinned, probe
+from router.gateway.claims import ClaimFetcher
 from router.gateway.handler import Gateway
 from router.gateway.jobs.service import JOBS
 from router.gateway.openai import GATEWAY
@@ -201,7 +202,9 @@ def _loops(
     if state.issuer is not None:
         loops["issuer"] = _follow(state.issuer)
     if config.settlement.claims_every_s and config.store.is_kept:
-        loops["claims"] = state.claim_fetcher.run(config.settlement.claims_every_s)
+        private = config.gateway.allow_private
+        fetcher = ClaimFetcher(to_nodes, state.claims, state.fleet, allow_private=private)
+        loops["claims"] = fetcher.run(config.settlement.claims_every_s)
     if config.store.is_kept:
         loops["persistence"] = state.persistence.run()
     if config.gateway.probe_every_s:

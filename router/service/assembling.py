@@ -14,7 +14,6 @@ from router.config import RouterConfig, load_tokenisers
 from router.gateway import pinned
 from router.gateway.arms import Arms
 from router.gateway.checks import Checks
-from router.gateway.claims import ClaimFetcher
 from router.gateway.commitments import Commitments
 from router.gateway.dispatch import Dispatcher
 from router.gateway.exchanges import Exchanges
@@ -28,6 +27,7 @@ from router.gateway.receipting import note_check
 from router.gateway.terms import Terms
 from router.model.clock import Clock
 from router.model.tokens import Tokeniser
+from router.receipts.payload import Node
 from router.service.incident_reporter import VerifierIncidentReporter
 from router.service.setup import RouterSetup, verifier_token
 from router.service.state import State
@@ -72,8 +72,7 @@ def assemble(
     stalls = StallWatch(partial(_note_stall, fleet))
     keyring = _make_keyring(config, clock)
     records = Records(writes=config.store.is_kept, lost=records_lost.inc)
-    report = _make_reporter(setup, to_verifier)
-    holds = Holds(db, fleet, clock, config.review, report=report)
+    holds = Holds(db, fleet, clock, config.review, report=_make_reporter(setup, to_verifier))
     persistence = Persistence(
         db, config.name, config.store, clock, fleet=fleet, records=records, budgets=keyring, lease=name
     )
@@ -81,11 +80,9 @@ def assemble(
     receipts = _make_receipting(setup, clock, db, name, registrar=registrar, to_verifier=to_verifier)
     metering = Metering(clock, holds, setup.tokenisers(), config.settlement.tolerance)
     dispatcher = Dispatcher(fleet, exchanges, clock, records=records, metering=metering, reviews=holds)
-    desk = ClaimDesk(db, fleet, clock, lambda: registrar.name)
-    changes = _make_changes(setup, clock, db, fleet, metering)
-    checks = make_checks(
-        dispatcher, config, clock, to_verifier, token=partial(verifier_token, setup), name=name
-    )
+    changes = _make_changes(setup, clock, db, holds, fleet, metering)
+    token = partial(verifier_token, setup)
+    checks = make_checks(dispatcher, config, clock, to_verifier, token=token, name=name)
     gateway = _make_gateway(setup, clock, to_nodes, keyring, checks, dispatcher, changes, receipts)
     state = State(
         config=config,
@@ -104,8 +101,7 @@ def assemble(
         receipts=receipts,
         jobs=_make_jobs(config, db, gateway, receipts),
         db=db,
-        claims=desk,
-        claim_fetcher=ClaimFetcher(to_nodes, desk, fleet, allow_private=config.gateway.allow_private),
+        claims=_make_desk(db, fleet, clock, registrar, receipts),
         to_verifier=to_verifier,
         stalls=stalls,
     )
@@ -140,12 +136,12 @@ def _make_gateway(
     )
     checks.has_room = arms.has_room = gateway.has_room
     if receipts is not None:
-        checks.on_end = partial(note_check, receipts.book, clock, dispatcher.metering)
+        dispatcher.metering.on_check_end = partial(note_check, receipts.book, clock, dispatcher.metering)
     return gateway
 
 
 def _make_changes(
-    setup: RouterSetup, clock: Clock, db: Database, fleet: Fleet, metering: Metering
+    setup: RouterSetup, clock: Clock, db: Database, holds: Holds, fleet: Fleet, metering: Metering
 ) -> Changes:
     def use(tokenisers: Mapping[str, Tokeniser], trial: Trial | None) -> None:
         metering.tokenisers = tokenisers
@@ -159,6 +155,7 @@ def _make_changes(
         file=setup.table,
         load=lambda table: load_tokenisers(table, setup.folder),
         use=use,
+        ask=holds.ask,
     )
 
 
@@ -169,6 +166,18 @@ def _make_jobs(
     if not (config.batches.enabled and config.store.is_kept):
         return None
     return make_jobs(db, gateway, config.batches, None if receipts is None else receipts.keeper, config.name)
+
+
+def _make_desk(
+    db: Database, fleet: Fleet, clock: Clock, registrar: Registrar, receipts: Receipting | None
+) -> ClaimDesk:
+    result = _no_result if receipts is None else receipts.sender.result
+    return ClaimDesk(db, fleet, clock, lambda: registrar.name, result)
+
+
+async def _no_result(_: Node) -> str | None:
+    """Without receipts nothing is settled, and no claim is taken."""
+    return None
 
 
 def _make_exchanges(

@@ -60,8 +60,11 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def _find(request: web.Request) -> Job:
     found, caller = _jobs(request), caller_of(request)
-    async with found.db.read() as tx:
-        job = await jobs.find(tx, request.match_info["id"][:_MAX_ID])
+    name = request.match_info["id"]
+    job = None
+    if name.isascii() and name.isprintable() and len(name) <= _MAX_ID:
+        async with found.db.read() as tx:
+            job = await jobs.find(tx, name)
     if job is None or (caller.roles.isdisjoint(_SEE_ALL) and job.owner != caller.name):
         raise RequestError("no such batch", code="request.not-found")
     return job

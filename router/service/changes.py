@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from attester.errors import ConfigError
 from router.model.change import Bounds, By, Settings
-from router.model.errors import ChangeError
+from router.model.errors import ChangeError, UnknownChangeError
 from router.model.table import MAX_TABLE
 from router.service.change_view import describe, detail
 from router.service.comparing import revised
@@ -134,6 +134,8 @@ async def _detail(state: State, change_id: str) -> Mapping[str, Any]:
 
 
 def _refused(error: Exception) -> RequestError:
+    if isinstance(error, UnknownChangeError):
+        return RequestError(str(error), code="request.not-found")
     if isinstance(error, ChangeError):
         return RequestError(str(error), code="change.state")
     return RequestError(f"the table is refused: {error}", code="request.malformed")

@@ -94,14 +94,17 @@ async def show_receipts(request: web.Request) -> web.Response:
     pseudonym of who asked, by which a node could tell whose requests, and which checks, are one caller's.
     """
     found = await _find(request)
-    line, after = request.query.get("line", "0"), request.query.get("after", "")
-    if not (line.isascii() and line.isdigit() and len(line) <= 7) or len(after) > 64 or not after.isascii():
-        raise RequestError("line is a number, and after is the id of a receipt")
+    line = request.query.get("line", "0")
+    after, _, at = request.query.get("after", ".0").partition(".")
+    if not (_is_number(line) and _is_number(at)) or len(after) > 64 or not after.isascii():
+        raise RequestError("line is a number, and after is what the page before has as next")
     async with request.app[STATE].db.scan() as tx:
-        rows = await store.receipts_behind(tx, found.id, after, _PAGE, int(line) or None)
+        rows = await store.receipts_behind(tx, found.id, (after, int(at)), _PAGE, int(line) or None)
     sees_all = not caller_of(request).roles.isdisjoint(_SEE_ALL)
-    listed = [_behind(row, with_payload=sees_all) for row in rows]
-    return json_response({"receipts": listed, "next": rows[-1].id if len(rows) == _PAGE else None})
+    nodes = {each.number: each.node for each in _content(found).lines}
+    listed = [_behind(row, nodes[row.line], with_payload=sees_all) for row in rows]
+    next_page = f"{rows[-1].id}.{rows[-1].line}" if len(rows) == _PAGE else None
+    return json_response({"receipts": listed, "next": next_page})
 
 
 async def take_claim(request: web.Request) -> web.Response:
@@ -118,7 +121,7 @@ async def take_report(request: web.Request) -> web.Response:
     """The receipt of a relying party for work that it has dispatched by a decision of this router."""
     state, key = request.app[STATE], request[KEY]
     if not key.may_dispatch or key.receipt_key is None:
-        raise RequestError("the key may not dispatch, or has no key for receipts", code="request.forbidden")
+        raise RequestError("the key may not dispatch, or has no receipt_key", code="settlement.never-routed")
     token = (await read_body(request, MAX_RECEIPT)).decode("ascii", "replace").strip()
     try:
         receipt = dispatched.open_signed(token, dispatched.read_key(key.receipt_key))
@@ -279,12 +282,15 @@ def _summary(found: StoredStatement) -> dict[str, Any]:
     }
 
 
-def _behind(row: BehindRow, *, with_payload: bool) -> dict[str, Any]:
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 7
+
+
+def _behind(row: BehindRow, node: str, *, with_payload: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": row.id, "line": row.line}
     if row.payload is None:
         return {**shown, "archived": True}
-    exchange = exchanges.read(row.payload)
-    assert exchange is not None
+    exchange = next(each for each in exchanges.read(row.payload) if each.node == node)
     shown |= {
         "at_ms": exchange.at_ms,
         "prompt": exchange.counted.prompt,

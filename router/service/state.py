@@ -9,7 +9,6 @@ import aiohttp
 from aiohttp import web
 
 from router.config import RouterConfig
-from router.gateway.claims import ClaimFetcher
 from router.gateway.jobs.service import Jobs
 from router.model.clock import Clock
 from router.state.change_steps import ChangeSteps
@@ -52,7 +51,6 @@ class State:
     db: Database
     """The store, which routers may share."""
     claims: ClaimDesk
-    claim_fetcher: ClaimFetcher
     jobs: Jobs | None
     """`None`: nothing is kept, so there are no batches."""
     to_verifier: aiohttp.ClientSession

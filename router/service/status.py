@@ -41,6 +41,8 @@ async def show(request: web.Request) -> web.Response:
         "clock": _clock_to_wire(state.clock, state.config.verifier.skew_s),
         "identity": state.registrar.to_wire(),
         "receipts": None if state.receipts is None else state.receipts.sender.to_wire(),
+        "table": fleet.table.digest,
+        "change": _change(state),
         "snapshot": fleet.version,
         "nodes": len(fleet),
         "in_flight": gateway.in_flight,
@@ -50,6 +52,20 @@ async def show(request: web.Request) -> web.Response:
         },
     }
     return json_response(document, status=200 if open_to_work else 503)
+
+
+def _change(state: State) -> dict[str, Any] | None:
+    """The change of the table that is live, and whether it decides here."""
+    changes = state.changes
+    latest = changes.latest
+    if latest is None and not changes.problem:
+        return None
+    return {
+        "id": None if latest is None else latest.change.id,
+        "share_percent": 0 if latest is None else latest.change.share,
+        "decides_here": changes.trial is not None,
+        "problem": changes.problem or None,
+    }
 
 
 def _revisions(fleet: Fleet, name: str) -> dict[str, Any]:

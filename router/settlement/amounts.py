@@ -54,3 +54,13 @@ def rounded(amount: int, decimals: int) -> str:
         return str(whole)
     sign, digits = ("-" if whole < 0 else ""), str(abs(whole)).rjust(decimals + 1, "0")
     return f"{sign}{digits[:-decimals]}.{digits[-decimals:]}"
+
+
+def share(amount: int, count: int) -> str:
+    """What one of *count* comes to, rounded half to even to all 12 decimals; empty if there are none."""
+    if not count:
+        return ""
+    whole, rest = divmod(amount, count)
+    if 2 * rest > count or (2 * rest == count and whole % 2):
+        whole += 1
+    return exact(whole)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType, structs
 
+from router.model.outcomes import Outcome
 from router.model.usage import Usage
 from router.model.workload import Price
 from router.receipts import payload
-from router.receipts.payload import Claimed, Receipt
+from router.receipts.payload import Claimed, Continued, Receipt
 from verifier.log.tree import leaf_hash
 
 FREE: Final = Price()
@@ -47,6 +48,8 @@ class Exchange(Struct, frozen=True, kw_only=True, gc=False):
     is_exact: bool = False
     claimed: Usage | None = None
     """What the node told in its answer."""
+    is_completed: bool = False
+    """Whether the caller has got its answer, from this node last."""
     passed: tuple[Passing, ...] = ()
     leaf: bytes = b""
     """The hash of the receipt, as in its batch."""
@@ -57,46 +60,63 @@ class Exchange(Struct, frozen=True, kw_only=True, gc=False):
         return self.price.charge(self.counted)
 
 
-def read(data: bytes, client: str = "") -> Exchange | None:
+def read(data: bytes, client: str = "") -> tuple[Exchange, ...]:
     """
-    Read the payload of a receipt; `None` if no node was given the request, or the receipt is of an earlier version.
+    Read the payload of a receipt.
+
+    Returns:
+        One for each node that is paid for a part of the answer, the last part first; none if no node was given the
+        request, or the receipt is of an earlier version.
 
     Raises:
         ReceiptError: it is no payload.
     """
     receipt = payload.decode(data)
     who = client or (receipt.key if receipt.key is not UNSET else "")
-    exchange = of_receipt(receipt, who, leaf_hash(data))
-    return exchange if exchange.node or exchange.passed else None
+    return of_receipt(receipt, who, leaf_hash(data))
 
 
-def of_receipt(receipt: Receipt, client: str, leaf: bytes = b"") -> Exchange:
+def of_receipt(receipt: Receipt, client: str, leaf: bytes = b"") -> tuple[Exchange, ...]:
     """What a receipt says."""
     passed = tuple(Passing(each.node, _usage(each.claimed)) for each in receipt.passed)
-    model = _or_empty(receipt.model)
+    model, workload = _or_empty(receipt.model), _or_empty(receipt.workload)
     metered, paid = receipt.metered, receipt.node if receipt.node is not UNSET else receipt.tried
+    common = Exchange(
+        id=receipt.jti, at_ms=receipt.iat, client=client, model=model, workload=workload, leaf=leaf
+    )
     if metered is UNSET or paid is UNSET:
-        return Exchange(
-            id=receipt.jti, at_ms=receipt.iat, client=client, model=model, passed=passed, leaf=leaf
-        )
-    workload, price = _or_empty(receipt.workload), receipt.price
-    return Exchange(
-        id=receipt.jti,
-        at_ms=receipt.iat,
-        client=client,
+        return (structs.replace(common, passed=passed),) if passed else ()
+    common = structs.replace(common, tier=workload if metered.tier is UNSET else metered.tier)
+    last = structs.replace(
+        common,
         node=paid.id,
         operator=_or_empty(metered.operator),
-        model=model,
-        workload=workload,
-        tier=workload if metered.tier is UNSET else metered.tier,
-        price=FREE if price is UNSET else Price(price.input, price.output),
+        price=_price(receipt.price, is_own=metered.own),
         counted=Usage(metered.prompt, metered.completion),
         template=metered.template,
         is_exact=metered.exact,
         claimed=None if metered.claimed is UNSET else _usage(metered.claimed),
+        is_completed=receipt.outcome == Outcome.COMPLETED,
         passed=passed,
-        leaf=leaf,
     )
+    parts = () if receipt.continued is UNSET else receipt.continued
+    return (last, *(_part(common, each) for each in parts))
+
+
+def _part(common: Exchange, part: Continued) -> Exchange:
+    """A part before the last: its tokens are paid, and its prompt is not, which the last node has read too."""
+    return structs.replace(
+        common,
+        node=part.node.id,
+        operator=_or_empty(part.operator),
+        price=_price(part.price, is_own=part.own),
+        counted=Usage(0, part.completion),
+    )
+
+
+def _price(price: payload.Price | UnsetType, *, is_own: bool) -> Price:
+    """Work for the operator's own keys is free: else it would earn by asking itself."""
+    return FREE if price is UNSET or is_own else Price(price.input, price.output)
 
 
 def _usage(claimed: Claimed) -> Usage:

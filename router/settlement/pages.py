@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import msgspec
 
-from router.settlement.amounts import exact, rounded
-from router.settlement.statements import Line, Statement
+from router.settlement.accounts import Line
+from router.settlement.amounts import exact, rounded, share
+from router.settlement.statements import Statement
 
 COLUMNS: Final = (
     "statement", "operator", "period", "line", "node", "model", "workload", "tier", "exchanges", "prompt_tokens",
     "completion_tokens", "price_input", "price_output", "unit", "amount", "amount_exact", "deductions", "total_exact",
-    "total_rounded", "disputed", "receipts_root",
+    "total_rounded", "disputed", "completed", "per_exchange", "per_completed", "per_million_tokens", "receipts_root",
 )  # fmt: skip
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would compute (OWASP, CSV injection)."""
@@ -42,7 +43,7 @@ def to_csv(name: str, statement: Statement, disputed: frozenset[int] = frozenset
                 _cell(line.workload), _cell(line.tier), line.exchanges, line.prompt, line.completion,
                 line.price_input, line.price_output, _cell(statement.unit), line.amount, line.amount_exact,
                 exact(deductions), exact(total), rounded(total, statement.decimals),
-                "yes" if line.number in disputed else "no", line.receipts_root,
+                "yes" if line.number in disputed else "no", line.completed, *_costs(line, total), line.receipts_root,
             ]
         )  # fmt: skip
     return text.getvalue()
@@ -70,6 +71,10 @@ def to_html(name: str, statement: Statement, disputed: frozenset[int] = frozense
             "disputed" if line.number in disputed else "",
         ]  # fmt: skip
         rows.append(_row("td", cells))
+    costs = [
+        _row("td", [str(line.number), f"{line.completed:,}", *_costs(line, _adjusted(statement, line)[1])])
+        for line in statement.lines
+    ]
     claims = [
         _row(
             "td",
@@ -109,6 +114,7 @@ def to_html(name: str, statement: Statement, disputed: frozenset[int] = frozense
         title=f"Statement of {escape(statement.operator)} for {escape(statement.period)}",
         head="\n".join(head),
         lines=_table(_LINES, rows),
+        costs=_table(_COSTS, costs),
         claims="" if not claims else "<h2>What nodes have claimed</h2>" + _table(_CLAIMS, claims),
         changed="" if not changed else "<h2>Changed by people</h2>" + _table(_CHANGED, changed),
     )
@@ -151,6 +157,12 @@ def _adjusted(statement: Statement, line: Line) -> tuple[int, int]:
     return deductions, int(line.amount) + deductions
 
 
+def _costs(line: Line, total: int) -> tuple[str, str, str]:
+    """What an exchange, a completed answer and a million tokens have come to."""
+    tokens = line.prompt + line.completion
+    return share(total, line.exchanges), share(total, line.completed), share(total * 1_000_000, tokens)
+
+
 def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
@@ -173,6 +185,7 @@ _LINES: Final = (
     "Line", "Node", "Model", "Tier", "Exchanges", "Prompt tokens", "Completion tokens", "Price in / out", "Exactly",
     "Deductions", "Rounded", "",
 )  # fmt: skip
+_COSTS: Final = ("Line", "Completed answers", "An exchange", "A completed answer", "A million tokens")
 _CLAIMS: Final = (
     "Node", "Model", "Verdict", "Claimed exchanges", "Prompt", "Completion", "Metered exchanges", "Prompt",
     "Completion",
@@ -188,6 +201,8 @@ td,th{{border:1px solid #999;padding:.2em .5em;text-align:right}}td:nth-child(-n
 <p>Prices are in millionths of the unit for a million tokens. Each line is exact; what is rounded is rounded once,
 half to even.</p>
 {lines}
+<h2>What it came to</h2>
+{costs}
 {claims}
 {changed}
 </body></html>

@@ -76,7 +76,7 @@ def read_period(name: str) -> Period:
             first, after = _bounds(kind, numbers)
         except (ValueError, OverflowError):
             break
-        if first > _EPOCH:
+        if first >= _EPOCH:
             return Period(name, first, after)
     raise SettlementError(
         f"{name[:40]!r} is no period: give a day 2026-11-30, a week 2026-W49, a month 2026-11 or a quarter 2026-Q4"

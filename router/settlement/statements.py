@@ -8,9 +8,8 @@ statement with the next number, which names the one before and says who correcte
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct, structs
@@ -19,65 +18,25 @@ from attester.cose import PrivateKey
 from router.model.errors import SettlementError
 from router.model.usage import Tolerance, of
 from router.receipts.payload import MOST
+from router.settlement.accounts import Accounts, Amount, Digest, Line, Name, Tokens
 from router.settlement.amounts import exact, rounded
 from router.settlement.exchanges import Exchange
 from router.settlement.periods import Period, read_period
 from router.settlement.reconciling import Gap, Judgement
 from verifier import canonical
 from verifier.errors import CanonicalError, RequestError
-from verifier.log import tree
 from verifier.result_keys import b64url
 from verifier.router_receipts import ReceiptKey, unb64url
 
 TYPE: Final = "touchstone-statement+jwt"
 MAX_STATEMENT: Final = 64 << 20
 MAX_REASON: Final = 1000
-_DIGEST: Final = r"^[0-9a-f]{64}\Z"
-_AMOUNT: Final = r"^-?(0|[1-9][0-9]{0,40})\Z"
-
-Digest = Annotated[str, Meta(pattern=_DIGEST)]
-Amount = Annotated[str, Meta(pattern=_AMOUNT)]
-"""In millionths of a millionth of the unit, as text: it may be more than every reader of JSON has exactly."""
-_Count = Annotated[int, Meta(ge=0, le=MOST)]
-_Text = Annotated[str, Meta(max_length=2048)]
+_Count = Tokens
+_Text = Name
 
 
 class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Part of a statement."""
-
-
-class LineKey(NamedTuple):
-    """What tells one line from another."""
-
-    node: str
-    model: str
-    workload: str
-    tier: str
-    input: int
-    output: int
-
-
-class Line(_Part, frozen=True, kw_only=True):
-    """What one node did with one model at one price."""
-
-    number: _Count
-    """From 1."""
-    node: _Text
-    model: _Text
-    workload: _Text
-    tier: _Text
-    price_input: _Count
-    price_output: _Count
-    """In millionths of the unit for a million tokens."""
-    exchanges: _Count
-    prompt: _Count
-    completion: _Count
-    """Tokens, by the router."""
-    amount: Amount
-    amount_exact: _Text
-    amount_rounded: _Text
-    receipts_root: Digest
-    """The root of the tree (RFC 9162 §2.1) over the line's receipts, in the order of their ids."""
 
 
 class Claim(_Part, frozen=True, kw_only=True):
@@ -152,89 +111,6 @@ class Statement(_Part, frozen=True, kw_only=True):
     """Why there is a correction, and who made it."""
 
 
-def key_of(line: Line) -> LineKey:
-    """What tells a line from the others of its statement."""
-    return LineKey(line.node, line.model, line.workload, line.tier, line.price_input, line.price_output)
-
-
-class Accounts:
-    """What each operator's nodes have done in a period, summed while receipts are read.  Each receipt counts once."""
-
-    def __init__(self, period: Period) -> None:
-        self.period = period
-        self.unreadable = self.missing = 0
-        self._lines: defaultdict[str, dict[LineKey, _Account]] = defaultdict(dict)
-
-    @property
-    def operators(self) -> list[str]:
-        """Those that are paid something, or were given work."""
-        return sorted(self._lines)
-
-    def add(self, exchange: Exchange) -> None:
-        """Add what one receipt says."""
-        if not exchange.node or not self.period.from_ms <= exchange.at_ms < self.period.to_ms:
-            return
-        price = exchange.price
-        key = LineKey(
-            exchange.node, exchange.model, exchange.workload, exchange.tier, price.input, price.output
-        )
-        lines = self._lines[exchange.operator]
-        account = lines.get(key)
-        if account is None:
-            account = lines[key] = _Account()
-        account.add(exchange)
-
-    def lines(self, operator: str, decimals: int) -> tuple[Line, ...]:
-        """The lines of an operator, in their order."""
-        found = sorted(self._lines.get(operator, {}).items())
-        return tuple(account.line(n, key, decimals) for n, (key, account) in enumerate(found, 1))
-
-    def receipts(self, operator: str) -> list[tuple[str, int]]:
-        """The ids of the receipts behind an operator's lines, each with the number of its line."""
-        found = sorted(self._lines.get(operator, {}).items())
-        return [(receipt, n) for n, (_, account) in enumerate(found, 1) for receipt in sorted(account.leaves)]
-
-    def line_numbers(self, operator: str) -> Mapping[LineKey, int]:
-        """Which number each line has."""
-        return {key: n for n, key in enumerate(sorted(self._lines.get(operator, {})), 1)}
-
-
-class _Account:
-    __slots__ = ("amount", "completion", "leaves", "prompt")
-
-    def __init__(self) -> None:
-        self.prompt = self.completion = self.amount = 0
-        self.leaves: dict[str, bytes] = {}
-        """By the id of the receipt: a receipt that comes twice, from the store and from the archive, is one."""
-
-    def add(self, exchange: Exchange) -> None:
-        if exchange.id in self.leaves:
-            return
-        self.leaves[exchange.id] = exchange.leaf
-        self.prompt += exchange.counted.prompt
-        self.completion += exchange.counted.completion
-        self.amount += exchange.amount
-
-    def line(self, number: int, key: LineKey, decimals: int) -> Line:
-        leaves = [self.leaves[each] for each in sorted(self.leaves)]
-        return Line(
-            number=number,
-            node=key.node,
-            model=key.model,
-            workload=key.workload,
-            tier=key.tier,
-            price_input=key.input,
-            price_output=key.output,
-            exchanges=len(leaves),
-            prompt=self.prompt,
-            completion=self.completion,
-            amount=str(self.amount),
-            amount_exact=exact(self.amount),
-            amount_rounded=rounded(self.amount, decimals),
-            receipts_root=tree.root_of(leaves).hex(),
-        )
-
-
 def make(
     accounts: Accounts,
     operator: str,
@@ -271,8 +147,6 @@ def make(
     lines, period = accounts.lines(operator, decimals), accounts.period
     if any(not 1 <= each.line <= len(lines) for each in adjustments):
         raise SettlementError(f"the statement has the lines 1 to {len(lines)}")
-    amount = sum(int(line.amount) for line in lines)
-    deductions = sum(int(each.amount) for each in adjustments)
     return Statement(
         v=1,
         operator=plain(operator),
@@ -291,13 +165,22 @@ def make(
         lost=tuple(_lost(gap) for gap in gaps),
         unreadable=accounts.unreadable,
         missing=accounts.missing,
-        amount=str(amount),
-        deductions=str(deductions),
-        total=str(amount + deductions),
-        total_exact=exact(amount + deductions),
-        total_rounded=rounded(amount + deductions, decimals),
         correction=plain(correction),
+        **_sums(lines, adjustments, decimals),
     )
+
+
+def _sums(lines: Sequence[Line], adjustments: Sequence[Adjustment], decimals: int) -> dict[str, str]:
+    """What the lines and the adjustments come to."""
+    amount = sum(int(line.amount) for line in lines)
+    deductions = sum(int(each.amount) for each in adjustments)
+    return {
+        "amount": str(amount),
+        "deductions": str(deductions),
+        "total": str(amount + deductions),
+        "total_exact": exact(amount + deductions),
+        "total_rounded": rounded(amount + deductions, decimals),
+    }
 
 
 def encode(statement: Statement) -> bytes:
@@ -397,15 +280,7 @@ def check(statement: Statement, exchanges: Iterable[Exchange]) -> None:
                 raise SettlementError(
                     f"line {theirs.number}: {name} is {told}, and its receipts make {found}"
                 )
-    amount = sum(int(line.amount) for line in lines)
-    deductions = sum(int(each.amount) for each in statement.adjustments)
-    sums = {
-        "amount": str(amount),
-        "deductions": str(deductions),
-        "total": str(amount + deductions),
-        "total_exact": exact(amount + deductions),
-        "total_rounded": rounded(amount + deductions, statement.decimals),
-    }
+    sums = _sums(lines, statement.adjustments, statement.decimals)
     for name, found in sums.items():
         if getattr(statement, name) != found:
             raise SettlementError(f"{name} is {getattr(statement, name)}, and its lines make {found}")

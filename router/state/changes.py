@@ -38,6 +38,8 @@ _WRITE_EVERY: Final = 2
 """Rounds of the loop."""
 _LOST_S: Final = 15.0
 """After so long without the store, somebody may have stopped a change unheard: the table in force decides alone."""
+CHANGE_STOPPED: Final = "change-stopped"
+"""The kind of review that a stop opens."""
 ROUTER: Final = "router"
 """Who stops a change by itself."""
 
@@ -56,6 +58,7 @@ class Changes:
         name: The router's.
         file: The table of its own file.
         load: Reads the tokenisers that a table names.
+        ask: Asks a person to look at something: of which kind, what, and the evidence.
         use: Called with the tokenisers of the table in force, and with the trial, whenever either is another one.
     """
 
@@ -69,6 +72,7 @@ class Changes:
         file: Table,
         load: Load,
         use: Callable[[Mapping[str, Tokeniser], Trial | None], None],
+        ask: Callable[[str, str, dict[str, Any]], None] = lambda *_: None,
     ) -> None:
         self._db = db
         self._name = name
@@ -77,6 +81,7 @@ class Changes:
         self._file = file
         self._load = load
         self._use = use
+        self._ask = ask
         self._tokenisers: Mapping[str, Tokeniser] = {}
         self._trial: Trial | None = None
         self._promoted: list[Change] = []
@@ -248,6 +253,10 @@ class Changes:
         _stopped.labels(worse).inc()
         evidence = {"test": worse, **describe_evidence(trial)}
         _log.error("a change is worse, and is stopped", change=trial.change.id, **evidence)
+        detail = (
+            f"the change {trial.change.id} of the routing was stopped: {worse} is worse than its bound allows"
+        )
+        self._ask(CHANGE_STOPPED, detail, {"change": trial.change.id, **evidence})
         self._start(self._stop(trial, worse, evidence))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -108,14 +108,15 @@ async def write(
 
 async def _lines_of(db: Database, statement_id: str) -> dict[str, int]:
     lines: dict[str, int] = {}
-    after = ""
+    after = "", 0
     while True:
         async with db.scan() as tx:
             rows = await store.receipts_behind(tx, statement_id, after, _PAGE)
-        lines.update({row.id: row.line for row in rows})
+        for row in rows:
+            lines.setdefault(row.id, row.line)
         if len(rows) < _PAGE:
             return lines
-        after = rows[-1].id
+        after = rows[-1].id, rows[-1].line
 
 
 async def _collect(
@@ -125,14 +126,22 @@ async def _collect(
     async for row in settler.receipts(read_period(found.period)):
         if row.id in lines:
             payload = row.payload.decode("ascii")
-            one = _Receipt(row.id, lines[row.id], row.kid, row.batch, row.place, payload)
+            one = _Receipt(
+                id=row.id, line=lines[row.id], kid=row.kid, batch=row.batch, place=row.place, payload=payload
+            )
             receipts.append(msgspec.json.encode(one) + b"\n")
             numbers[row.kid, row.batch] = None
     for kid, number in numbers:
         async with db.read() as tx:
             batch = await find_batch(tx, kid, number)
         if batch is not None:
-            one_batch = _Batch(kid, number, batch.batch.decode(), batch.leaves.hex(), batch.entry)
+            one_batch = _Batch(
+                kid=kid,
+                number=number,
+                batch=batch.batch.decode(),
+                leaves=batch.leaves.hex(),
+                entry=batch.entry,
+            )
             batches.append(msgspec.json.encode(one_batch) + b"\n")
     return receipts, batches
 
@@ -169,23 +178,24 @@ def verify(folder: Path, keys: Mapping[str, ReceiptKey]) -> Checked:
         for row in _lines(folder / _RECEIPTS, _Receipt):
             payload = row.payload.encode()
             try:
-                exchange = exchanges.read(payload)
+                found = exchanges.read(payload)
             except ReceiptError as error:
                 raise SettlementError(f"receipt {row.id[:40]!r}: {error}") from None
-            if exchange is None or exchange.id != row.id:
+            if not found or found[0].id != row.id:
                 raise SettlementError(f"receipt {row.id[:40]!r} is another one, or of no node")
             count["receipts"] += 1
             batch = batches.get((row.kid, row.batch))
             if batch is not None:
-                _check_place(row, batch, exchange.leaf)
+                _check_place(row, batch, found[0].leaf)
                 count["batched"] += 1
-            yield exchange
+            yield from found
 
     statements.check(statement, read())
     logged = sum(each.entry is not None for each in batches.values())
     return Checked(
-        statements.digest(data), statement, count["receipts"], count["batched"], len(batches), logged
-    )
+        name=statements.digest(data), statement=statement, receipts=count["receipts"],
+        batched=count["batched"], batches=len(batches), logged=logged,
+    )  # fmt: skip
 
 
 def _check_batch(found: _Batch, keys: Mapping[str, ReceiptKey]) -> None:

@@ -9,7 +9,6 @@ constant time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -139,18 +138,9 @@ class Fleet(TwoTables):
             arm="" if self.candidate is None else Arm.CANDIDATE if is_candidate else Arm.ACTIVE,
         )
 
-    def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
-        """
-        Every node that may not do the work, with the first gate that is closed to it.
-
-        With *version*, as of that version; nodes whose history does not reach back to it are left out.
-        """
-        pool = self._placement.pool_of(workload)
-        return {} if pool is None else pool.excluded(version)
-
-    def shortfalls(self, workload: Workload) -> Counter[str]:
-        """What nodes' results lack for the work now, and how many nodes lack it."""
-        return self._placement.shortfalls(workload)
+    def in_flight(self, model: str) -> int:
+        """Requests of this router in flight for a model, whatever their workload."""
+        return sum(pool.in_flight for pool in self._placement.pools.values() if pool.workload.model == model)
 
     def verdict(self, node: str, workload: Workload) -> GateVerdict | None:
         """The gate that keeps a node from the work now.  Asked again before each attempt."""

@@ -148,7 +148,10 @@ class NameLease:
     async def _note_gap(self, tx: Tx, left: Row, now_ms: int) -> None:
         """The router that had the name has not given it back: it was killed, and its last receipts are lost."""
         from_ms = left["until_ms"] - int(LEASE_S * 1000)
-        gap = Gap(self._name, min(from_ms, now_ms), now_ms, CRASH_EXCHANGES, "the router was killed")
+        gap = Gap(
+            router=self._name, from_ms=min(from_ms, now_ms), to_ms=now_ms, lost=CRASH_EXCHANGES,
+            why="the router was killed",
+        )  # fmt: skip
         await settlement.add_gap(tx, gap)
 
     async def _end(self, other: Row, tx: Tx) -> None:

@@ -108,9 +108,11 @@ class Placement:
         if pool is not None and pool.workload is workload:
             return pool
         other = self.candidate.get(workload.name)
-        if other is not None and (other.workload is workload or other.workload == workload):
-            return other
-        return pool
+        if other is None or other.workload is workload:
+            return other or pool
+        # Of a record, or of a table that was read again since.
+        is_other = other.workload == workload and (pool is None or pool.workload != workload)
+        return other if is_other else pool
 
     def workload_of_tier(self, tier: str) -> Workload | None:
         """A workload of a tier, to take the tier's settings from."""

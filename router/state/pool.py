@@ -131,6 +131,11 @@ class WorkloadPool:
         """See `Pool`."""
         return self._calls.usual
 
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight for the workload, at all nodes."""
+        return self._total_in_flight
+
     def count_in_flight(self, operator: str, change: int) -> None:
         """Add *change*, which may be negative, to the requests in flight at an operator's nodes."""
         count = max(self._in_flight.get(operator, 0) + change, 0)

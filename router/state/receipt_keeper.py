@@ -18,8 +18,9 @@ from prometheus_client import Counter
 from router.config import StoreSection
 from router.model.clock import Clock
 from router.receipts import batches, payload, tokens
+from router.settlement.reconciling import Gap
 from router.state.receipts import Chain, KeptReceipt, OpenBatch, ReceiptBook
-from router.store import forgetting, jobs
+from router.store import forgetting, jobs, settlement
 from router.store import receipts as store
 from router.store.receipts import StoredBatch, StoredReceipt
 from verifier.errors import StoreError
@@ -40,6 +41,18 @@ receipts_lost = Counter(
 )
 
 
+class Losses:
+    """Counts receipts that are lost, until that is written: no node answers for them (`router.settlement`)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        """Count one."""
+        receipts_lost.inc()
+        self.count += 1
+
+
 class Lease(Protocol):
     """The right to write under a router's name."""
 
@@ -57,6 +70,7 @@ class ReceiptKeeper:
         config: What is kept.
         clock: For ages.
         lease: Of the router's name.
+        losses: What the book has lost.
     """
 
     def __init__(
@@ -67,8 +81,10 @@ class ReceiptKeeper:
         clock: Clock,
         *,
         lease: Lease | None = None,
+        losses: Losses | None = None,
     ) -> None:
         self.book = book
+        self._losses = losses or Losses()
         self._db = db
         self._config = config
         self._clock = clock
@@ -138,7 +154,18 @@ class ReceiptKeeper:
                 self._closing.append((opened, await self._close(opened)))
             await self._write(receipts, chains)
             await self._sign_wanted()
+            await self._note_losses()
         await self._forget()
+
+    async def _note_losses(self) -> None:
+        """Write how many receipts were lost since the last flush."""
+        count, now_ms = self._losses.count, self._clock.now_ms()
+        if count:
+            from_ms = now_ms - int(self._config.flush_s * 1000)
+            why = "the router had too many receipts to write"
+            gap = Gap(router=self.book.router, from_ms=from_ms, to_ms=now_ms, lost=count, why=why)
+            await self._db.write(partial(settlement.add_gap, gap=gap))
+            self._losses.count -= count
 
     async def write_now(self) -> None:
         """

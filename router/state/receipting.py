@@ -11,7 +11,7 @@ import aiohttp
 from attester.cose import PrivateKey
 from router.config import RouterConfig
 from router.model.clock import Clock
-from router.state.receipt_keeper import Lease, ReceiptKeeper, receipts_lost
+from router.state.receipt_keeper import Lease, Losses, ReceiptKeeper
 from router.state.receipt_sender import ReceiptSender
 from router.state.receipts import ReceiptBook
 from router.state.registration import Registrar
@@ -60,8 +60,9 @@ def make_receipting(
     if not config.receipts.enabled:
         return None
     writes = config.store.is_kept and config.store.keep_decisions > 0
-    book = ReceiptBook(key or generate_key(), config.name, writes=writes, lost=receipts_lost.inc)
-    keeper = ReceiptKeeper(db, book, config.store, clock, lease=lease)
+    losses = Losses()
+    book = ReceiptBook(key or generate_key(), config.name, writes=writes, lost=losses)
+    keeper = ReceiptKeeper(db, book, config.store, clock, lease=lease, losses=losses)
     sender = ReceiptSender(
         to_verifier, config.verifier.url, registrar.identity, keeper, clock=clock, token=token
     )

@@ -41,6 +41,9 @@ _LONGEST_RETRY_S: Final = 60.0
 _MAX_ANSWER: Final = 64 << 10
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10, connect=5)
 
+_LISTED_NAME: Final = 128
+"""Characters of a name in that list (`verifier.service.routers`)."""
+
 _log = structlog.get_logger("router")
 _registered = Gauge("touchstone_router_registered", "Whether the verifier has registered this router.")
 _attempts = Counter(
@@ -112,8 +115,8 @@ class Registrar:
 
     @property
     def name(self) -> str | None:
-        """The router's name in the verifier's list; `None` while it is not registered."""
-        return self._name if self.is_registered else None
+        """The router's name as nodes read it in the verifier's list; `None` while it is not registered."""
+        return None if self._name is None or not self.is_registered else self._name[:_LISTED_NAME]
 
     def to_wire(self) -> dict[str, Any]:
         """What people are shown."""

@@ -22,9 +22,10 @@ from attester.usage_claims import UsageClaim
 from router.config import ReviewSection, RouterConfig, SettlementSection
 from router.model.errors import ReceiptError, SettlementError
 from router.settlement import exchanges, statements
+from router.settlement.accounts import Accounts, key_of
 from router.settlement.periods import DAY_MS, Period, read_period
 from router.settlement.reconciling import Gap, Judgement, Metering, Verdict, reconcile
-from router.settlement.statements import Accounts, Adjustment, Statement
+from router.settlement.statements import Adjustment, Statement
 from router.state import holds as kinds
 from router.store import holds, receipts
 from router.store import settlement as store
@@ -203,11 +204,11 @@ class Settler:
         async for row in self.receipts(period):
             found[row.kid, row.batch] += 1
             try:
-                exchange = exchanges.read(row.payload, row.caller)
+                found_in = exchanges.read(row.payload, row.caller)
             except ReceiptError:
                 accounts.unreadable += 1
                 continue
-            if exchange is not None:
+            for exchange in found_in:
                 accounts.add(exchange)
                 metering.add(exchange)
         async with self._db.scan() as tx:
@@ -238,9 +239,9 @@ class Settler:
         while True:
             async with self._db.scan() as tx:
                 rows = await store.page_of_receipts(tx, after, until, _PAGE)
-            for row in rows:
-                if row["id"] not in archived:
-                    yield _kept(row)
+            for each in rows:
+                if each["id"] not in archived:
+                    yield _kept(each)
             if len(rows) < _PAGE:
                 return
             after = rows[-1]["id"]
@@ -361,7 +362,7 @@ def _claim(data: bytes) -> UsageClaim | None:
 def _moved(before: Statement, accounts: Accounts) -> list[Adjustment]:
     """The adjustments of the statement before, on the lines as they are numbered now."""
     numbers = accounts.line_numbers(before.operator)
-    lines = {line.number: statements.key_of(line) for line in before.lines}
+    lines = {line.number: key_of(line) for line in before.lines}
     return [
         statements.renumbered(each, numbers[lines[each.line]])
         for each in before.adjustments

@@ -19,7 +19,7 @@ from router.model.workload import Table, Workload
 from router.store.changes import Change
 
 MAX_EXAMPLES: Final = 24
-_MOST_KINDS: Final = 500
+_MOST_KINDS: Final = 2000
 _EXAMPLE_EVERY_S: Final = 30.0
 _REFUSED: Final = frozenset({"refused", "unknown", "error"})
 """Differences by which a request would have been refused."""
@@ -47,6 +47,8 @@ class Sight(Struct):
     """Requests that were left out, because there were more than the candidate may see in a second."""
     differences: dict[str, dict[str, dict[str, int]]] = {}
     """By workload, kind and code."""
+    kinds: int = 0
+    """How many workloads, kinds and codes there are."""
     examples: list[Example] = []
     shadow: Comparison = msgspec.field(default_factory=Comparison)
     """Of decisions alone, whatever the stage."""
@@ -67,6 +69,8 @@ class Trial:
     """What other routers have seen, by their names."""
     is_ended: bool = False
     """Whether this router goes on without it, whatever the store says."""
+    has_erred: bool = False
+    """Whether an error of the candidate was told."""
     is_changed: bool = False
     """Whether something was seen that is not written yet."""
     _examples_at: dict[tuple[str, str, str], float] = field(default_factory=dict)
@@ -117,7 +121,8 @@ class Trial:
         sight.decided += 1
         kinds = sight.differences.setdefault(workload, {})
         codes = kinds.setdefault(found.kind, {})
-        if found.code in codes or sum(map(len, kinds.values())) < _MOST_KINDS:
+        if found.code in codes or sight.kinds < _MOST_KINDS:
+            sight.kinds += found.code not in codes
             codes[found.code] = codes.get(found.code, 0) + 1
         seen = Observation(
             arm=Arm.CANDIDATE,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Final
 
+from router.choose.gates import GateVerdict
 from router.model.clock import Clock
-from router.model.workload import Table
+from router.model.workload import Table, Workload
 from router.state.placement import NodeEntry, Placement
 from router.state.suspected import SuspectedNodes
 
-_AT_ONCE: Final = 20
-"""Nodes that are judged before other work has its turn."""
+_AT_ONCE: Final = 40
+"""Judgements of a node for a workload before other work has its turn."""
 
 
 class TwoTables(SuspectedNodes):
@@ -47,8 +49,9 @@ class TwoTables(SuspectedNodes):
         self._placed = table
         self._placement.use_candidate(table, self._entries)
         nodes = list(self._entries)
-        for first in range(0, len(nodes), _AT_ONCE):
-            for node in nodes[first : first + _AT_ONCE]:
+        step = max(1, _AT_ONCE // (len(self.table.workloads) + len(table.workloads)))
+        for first in range(0, len(nodes), step):
+            for node in nodes[first : first + step]:
                 self._placement.check_gates(self._entries[node])
             await asyncio.sleep(0)
             if self._placed is not table:
@@ -60,6 +63,23 @@ class TwoTables(SuspectedNodes):
         self.candidate = self._placed = None
         if self._placement.candidate:
             self._placement.use_candidate(None, self._entries)
+
+    def tables(self) -> tuple[str, ...]:
+        """The digests of the tables that decide."""
+        return (self.table.digest,) if self.candidate is None else (self.table.digest, self.candidate.digest)
+
+    def excluded(self, workload: Workload, version: int | None = None) -> dict[str, GateVerdict]:
+        """
+        Every node that may not do the work, with the first gate that is closed to it.
+
+        With *version*, as of that version; nodes whose history does not reach back to it are left out.
+        """
+        pool = self._placement.pool_of(workload)
+        return {} if pool is None else pool.excluded(version)
+
+    def shortfalls(self, workload: Workload) -> Counter[str]:
+        """What nodes' results lack for the work now, and how many nodes lack it."""
+        return self._placement.shortfalls(workload)
 
     def candidate_nodes(self) -> dict[str, int]:
         """How many nodes may do the work by the candidate, by workload."""

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from router.model.change import LIVE, Settings, Stage
-from router.model.errors import ChangeError
+from router.model.errors import ChangeError, UnknownChangeError
 from verifier.store.database import Row, Tx
 
 
@@ -94,16 +94,25 @@ async def find_live(tx: Tx) -> Change | None:
     return None if row is None else _change(row)
 
 
+async def end_live(tx: Tx, now_ms: int) -> None:
+    """End what is live in a store that was restored: nobody knows what became of it since."""
+    live = await find_live(tx)
+    if live is not None:
+        await update(tx, msgspec.structs.replace(live, stage=Stage.ABORTED, share=0))
+        step = Step(step="abort", actor="restore", reason="the store was restored", at_ms=now_ms)
+        await add_step(tx, live.id, step)
+
+
 async def get(tx: Tx, change_id: str) -> Change:
     """
     One change.
 
     Raises:
-        ChangeError: there is none with that id.
+        UnknownChangeError: there is none with that id.
     """
     row = await tx.one("SELECT * FROM changes WHERE id = ?", change_id)
     if row is None:
-        raise ChangeError("there is no such change")
+        raise UnknownChangeError("there is no such change")
     return _change(row)
 
 

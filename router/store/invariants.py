@@ -31,4 +31,15 @@ CHECKS: Final = (
         "nothing negative was spent of a budget",
         f"SELECT router, name, tokens FROM budgets WHERE tokens < 0 OR day < 0 {_LIMIT}",
     ),
+    Check(
+        "a batch that has not ended has as many results as it counts",
+        "SELECT id AS batch, completed, failed FROM jobs WHERE is_open = 1 AND completed + failed <>"
+        f" (SELECT count(*) FROM job_lines WHERE job_lines.job = jobs.id) {_LIMIT}",
+    ),
+    Check(
+        "each line of a range that is done has a result, while its batch has not ended",
+        "SELECT r.job AS batch, r.number FROM job_ranges r JOIN jobs j ON j.id = r.job AND j.is_open = 1"
+        " WHERE r.is_done = 1 AND r.lines <> (SELECT count(*) FROM job_lines l WHERE l.job = r.job"
+        f" AND l.line >= r.first_line AND l.line < r.first_line + r.lines) {_LIMIT}",
+    ),
 )

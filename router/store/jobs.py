@@ -151,10 +151,12 @@ async def all_open(tx: Tx) -> list[Job]:
     return [_stored(row) for row in rows]
 
 
-async def count_open(tx: Tx, owner: str) -> int:
-    """How many jobs of *owner* have not ended."""
-    row = await tx.one("SELECT count(*) AS many FROM jobs WHERE owner = ? AND is_open = 1", owner)
-    return 0 if row is None else int(row["many"])
+async def count(tx: Tx, owner: str) -> tuple[int, int]:
+    """How many jobs of *owner* have not ended, and how many there are."""
+    row = await tx.one(
+        "SELECT coalesce(sum(is_open), 0) AS still, count(*) AS kept FROM jobs WHERE owner = ?", owner
+    )
+    return (0, 0) if row is None else (int(row["still"]), int(row["kept"]))
 
 
 async def is_read(tx: Tx, file_id: str) -> bool:
@@ -201,6 +203,7 @@ async def refuse(tx: Tx, job: Job, errors: Sequence[LineError], now_ms: int, hol
     """End a job whose input is refused.  Raises `LostLeaseError`."""
     await move(tx, job, FAILED, now_ms, holder=holder)
     await tx.execute("UPDATE jobs SET errors = ? WHERE id = ?", _json(errors), job.id)
+    await _drop_ranges(tx, job.id)
 
 
 async def add_ranges(tx: Tx, job: str, ranges: Sequence[Range]) -> None:
@@ -228,10 +231,11 @@ async def end(tx: Tx, job: Job, status: str, now_ms: int, holder: str, made: Seq
         await files.add(tx, file, state=files.READY)
         column = "error_file" if file.side else "output_file"
         await tx.execute(f"UPDATE jobs SET {column} = ? WHERE id = ?", file.id, job.id)
+    await _drop_ranges(tx, job.id)
 
 
 async def forget(tx: Tx, until_ms: int) -> None:
-    """Drop jobs that ended long ago and whose results nobody has any more, and ranges of what has ended."""
+    """Drop jobs that ended long ago and whose results nobody has any more."""
     await tx.execute(
         "DELETE FROM jobs WHERE is_open = 0 AND created_ms <= ? AND NOT EXISTS"
         " (SELECT 1 FROM files WHERE files.id = jobs.output_file OR files.id = jobs.error_file)",
@@ -239,8 +243,7 @@ async def forget(tx: Tx, until_ms: int) -> None:
     )
 
 
-async def drop_ranges(tx: Tx, job: str) -> None:
-    """Drop the ranges of a job that has ended."""
+async def _drop_ranges(tx: Tx, job: str) -> None:
     await tx.execute("DELETE FROM job_ranges WHERE job = ?", job)
 
 

@@ -178,15 +178,16 @@ async def list_statements(tx: Tx, operator: str | None, limit: int) -> list[Stor
 
 
 async def receipts_behind(
-    tx: Tx, statement_id: str, after: str, limit: int, line: int | None = None
+    tx: Tx, statement_id: str, after: tuple[str, int], limit: int, line: int | None = None
 ) -> list[BehindRow]:
-    """The receipts behind a statement, or behind one line of it, in the order of their ids."""
+    """The receipts behind a statement, or behind one line of it, by id and line, those after a place."""
     rows = await tx.all(
         "SELECT s.receipt, s.line, r.kid, r.batch, r.place, r.payload, b.entry FROM statement_receipts s"
         " LEFT JOIN receipts r ON r.id = s.receipt"
         " LEFT JOIN receipt_batches b ON b.kid = r.kid AND b.number = r.batch"
-        " WHERE s.statement = ? AND s.receipt > ? AND (? = 0 OR s.line = ?) ORDER BY s.receipt LIMIT ?",
-        statement_id, after, line or 0, line or 0, limit,
+        " WHERE s.statement = ? AND (s.receipt, s.line) > (?, ?) AND (? = 0 OR s.line = ?)"
+        " ORDER BY s.receipt, s.line LIMIT ?",
+        statement_id, *after, line or 0, line or 0, limit,
     )  # fmt: skip
     return [
         BehindRow(

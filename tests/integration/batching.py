@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 
@@ -18,6 +18,7 @@ from tests.unit.router.support import MODEL
 OWNER, OTHER = "owner", "other"
 STAFF = [key("kim", roles=["administrator"]), key("auditor", roles=["auditor"])]
 KEYS = [key(OWNER), key(OTHER), *STAFF]
+T = TypeVar("T")
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -54,6 +55,7 @@ async def batching(
             await fleet.engine(f"node-{number}")
         kept = store or {"path": str(folder / "router.db")}
         given = {"keys": KEYS, "store": {**kept, "flush_s": 0.2}, **sections}
+        given["batches"] = {"places_per_node": 16, **sections.get("batches", {})}
         await fleet.start(sections=given)
         yield fleet
 
@@ -72,12 +74,23 @@ async def begin(
     return await caller.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window=window)
 
 
+async def eventually(
+    ask: Callable[[], Awaitable[T]], is_good: Callable[[T], bool], seconds: float = 20.0
+) -> T:
+    """What *ask* gives, once it is good."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = await ask()
+            if is_good(found):
+                return found
+            await asyncio.sleep(0.02)
+
+
 async def ended(caller: openai.AsyncOpenAI, batch: str, seconds: float = 20.0) -> Any:
     """The batch, once it has ended."""
-    async with asyncio.timeout(seconds):
-        while (found := await caller.batches.retrieve(batch)).status not in ENDED:
-            await asyncio.sleep(0.02)
-    return found
+    return await eventually(
+        lambda: caller.batches.retrieve(batch), lambda found: found.status in ENDED, seconds
+    )
 
 
 async def results(caller: openai.AsyncOpenAI, file: str | None) -> list[Any]:

@@ -439,3 +439,23 @@ async def test_the_marks_are_above_what_was_taken(verifier) -> None:
     node, _ = await serving(verifier)
     await take(verifier, node, 3)
     assert verifier.service.marks.marks.pool[MODEL]["answ"] >= 3
+
+
+async def test_a_check_keeps_what_the_node_renders_and_samples_by(verifier) -> None:
+    """As the result named it by which the node was asked; the answer is counted on its day."""
+    await fill(verifier)
+    node, _ = await serving(verifier)
+    for said in ("aa", "bb"):
+        node.arguments = {"chat_template": f"sha256:{said}"}
+        verifier.clock.forward(1)
+        jti = (await verifier.attest(node))["jti"]
+        check = await take_one(verifier, node)
+        assert (await bring(verifier, check["id"], node, jti))[0] == 200
+    rows = await verifier.rows("SELECT template, reference FROM node_prompting ORDER BY first_ms")
+    digest = await reference_of(verifier)
+    assert [(row["template"], row["reference"]) for row in rows] == [
+        ("engine sha256:aa", digest),
+        ("engine sha256:bb", digest),
+    ]
+    (day,) = await verifier.rows("SELECT agrees, reference FROM answer_days")
+    assert (day["agrees"], day["reference"]) == (2, digest)

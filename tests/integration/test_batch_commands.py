@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from router.gateway.jobs.commands import batches
 
+from router.commands.batches import batches
 from tests.integration.batching import OWNER, batching, begin, client, ended, line
 from tests.integration.gateway import PROMPT, Fleet, Running
 

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sqlite3
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +22,17 @@ import msgspec
 import openai
 
 from fixtures.streaming import HONEST
+from router.model.workload import Price
+from router.settlement import exchanges
+from router.settlement.accounts import Accounts
+from router.settlement.periods import day_of, read_period
 from tests.integration.batching import OWNER, STAFF, ended, line, results
-from tests.integration.gateway import CHATS, RouterProcess, Running, key, opened
+from tests.integration.gateway import CHATS, TABLE, RouterProcess, Running, key, opened
 
 LINES = int(os.environ.get("TOUCHSTONE_BATCH_LINES", "300"))
 KILLS = int(os.environ.get("TOUCHSTONE_BATCH_KILLS", "2"))
 NODES = 4
+PRICE = Price(300_007, 900_001)
 
 
 async def test_each_line_is_answered_once_although_routers_and_nodes_are_killed(tmp_path: Path) -> None:
@@ -42,6 +48,8 @@ async def test_each_line_is_answered_once_although_routers_and_nodes_are_killed(
             gateway=gateway,
             batches={"tries": 1000, "max_in_flight": 16, "max_lines": 1_000_000},
         )
+        tiers = {"small": {"prices": {"*": {"input": PRICE.input, "output": PRICE.output}}}}
+        router.write_table({**TABLE, "tiers": tiers})
         killing = asyncio.create_task(kill_nodes(nodes, rng))
         try:
             await router.start()
@@ -90,6 +98,29 @@ async def until_done(router: RouterProcess, lines: int) -> None:
             await asyncio.sleep(0.02)
 
 
+def check_statements(store: Path) -> None:
+    """What the nodes earn together is exactly the price of each line once."""
+    found = [
+        each
+        for (data,) in select(store, "SELECT payload FROM receipts")
+        for each in exchanges.read(bytes(data))
+    ]
+    assert len(found) == LINES
+    assert len({each.counted for each in found}) == 1
+    periods = {read_period(day_of(each.at_ms)[:7]) for each in found}
+    accounts = [Accounts(period) for period in periods]
+    for each in found:
+        for account in accounts:
+            account.add(each)
+    earned = sum(
+        int(line.amount)
+        for account in accounts
+        for who in account.operators
+        for line in account.lines(who, 2)
+    )
+    assert earned == LINES * PRICE.charge(found[0].counted) > 0
+
+
 def select(path: Path, sql: str) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
     try:
@@ -111,6 +142,7 @@ def check(done: Any, found: list[Any], store: Path) -> None:
     assert sum(told) == done.usage.total_tokens
     ((charged,),) = select(store, f"SELECT tokens FROM budgets WHERE router = ' lines' AND name = '{OWNER}'")
     assert charged == sum(each["metered"]["prompt"] + each["metered"]["completion"] for each in lines) > 0
-    print(
-        f"{LINES} lines, {KILLS} kills of the router: {len(lines)} receipts, {sum(told)} tokens, {charged} charged"
+    check_statements(store)
+    sys.stdout.write(
+        f"{LINES} lines, {KILLS} kills of the router: {len(lines)} receipts, {sum(told)} tokens, {charged} charged\n"
     )

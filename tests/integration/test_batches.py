@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -15,12 +14,14 @@ import openai
 import pytest
 import pytest_asyncio
 
+from router.receipts import payload
 from router.service.state import STATE
 from tests.integration.batching import (
     batching,
     begin,
     client,
     ended,
+    eventually,
     files_of,
     jsonl,
     keys_named,
@@ -262,6 +263,19 @@ async def test_a_file_that_does_not_say_how_large_it_is_is_refused_while_it_come
     assert await rows(fleet, "SELECT id FROM files WHERE owner = ?", name) == []
 
 
+async def test_bytes_are_counted_where_nobody_says_how_many_come(fleet, name) -> None:
+    """Without a length, and with few lines."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        for _ in range(11):
+            yield b"x" * 19_900 + b"\n"
+
+    headers = {**by(name), "Content-Type": "multipart/form-data; boundary=b"}
+    async with fleet.http.post(fleet.url + "/v1/files", data=body(), headers=headers) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (413, "file_too_large")
+
+
 async def test_what_a_key_has_stored_is_bounded(fleet, name, caller) -> None:
     data = b"x" * 9999 + b"\n"
     for _ in range(2):
@@ -286,6 +300,7 @@ async def test_a_time_to_keep_a_file_is_bounded(caller, seconds: int) -> None:
         )
 
 
+# fmt: off
 RAW = {
     "no boundary": ("multipart/form-data", b"x"),
     "another type": ("application/json", b"{}"),
@@ -306,8 +321,7 @@ RAW = {
     ),
     "encoded": (
         "multipart/form-data; boundary=b",
-        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Transfer-Encoding: base64\r\n\r\n'
-        b"e30=\r\n--b--\r\n",
+        b'--b\r\nContent-Disposition: form-data; name="file"\r\nContent-Transfer-Encoding: base64\r\n\r\ne30=\r\n--b--',
     ),
     "a part in a part": (
         "multipart/form-data; boundary=b",
@@ -427,13 +441,8 @@ async def test_a_deleted_file_is_gone(fleet, caller) -> None:
         assert (await caller.files.delete(file)).deleted
         with pytest.raises(openai.NotFoundError):
             await caller.files.content(file)
-    async with asyncio.timeout(5):
-        while await rows(
-            fleet,
-            "SELECT 1 AS n FROM job_lines WHERE job = ? UNION ALL SELECT 1 FROM file_parts WHERE file = ?",
-            done.id, done.input_file_id,
-        ):  # fmt: skip
-            await asyncio.sleep(0.01)
+    left = "SELECT 1 AS n FROM job_lines WHERE job = ? UNION ALL SELECT 1 FROM file_parts WHERE file = ?"
+    await eventually(lambda: rows(fleet, left, done.id, done.input_file_id), lambda found: not found)
     assert await files_of(caller) == []
     assert (await caller.batches.retrieve(done.id)).status == "completed"
 
@@ -454,16 +463,16 @@ async def test_each_answer_has_a_receipt_of_its_line(fleet, name, caller) -> Non
     for number, (each, raw) in enumerate(
         zip(await results(caller, done.output_file_id), data.split(b"\n"), strict=False)
     ):
-        payload = await receipt(fleet, name, each["response"]["request_id"])
-        assert payload["batch"] == {"id": done.id, "line": number + 1}
+        told = await receipt(fleet, name, each["response"]["request_id"])
+        assert told["batch"] == {"id": done.id, "line": number + 1}
         body = raw[raw.index(b'"body":') + 7 : raw.rindex(b'},"error"')]
-        assert payload["response"]["sha256"] == hashlib.sha256(body).hexdigest()
+        assert told["response"]["sha256"] == hashlib.sha256(body).hexdigest()
         sent = json.dumps(lines[number]["body"]).encode()
-        assert payload["request"] == {
+        assert told["request"] == {
             "method": "POST", "path": CHATS, "salted": False, "sha256": hashlib.sha256(sent).hexdigest()
         }  # fmt: skip
-        assert payload["outcome"] == "completed"
-        total += payload["usage"]["prompt"] + payload["usage"]["completion"]
+        assert told["outcome"] == "completed"
+        total += told["usage"]["prompt"] + told["usage"]["completion"]
     assert total == done.usage.total_tokens
     spent = await rows(fleet, "SELECT router, tokens FROM budgets WHERE name = ?", name)
     assert [each["router"] for each in spent] == [" lines"]
@@ -474,4 +483,6 @@ async def receipt(fleet: Fleet, name: str, receipt_id: str) -> Any:
         assert response.status == 200
         token = await response.text()
     middle = token.split(".")[1]
-    return json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+    data = base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4))
+    payload.decode(data)
+    return json.loads(data)

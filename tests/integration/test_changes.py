@@ -13,11 +13,11 @@ from aiohttp import web
 from msgspec import UNSET
 
 from router.choose.decision import Decision, replay
-from router.model.change import is_shared, unit_of
+from router.model.change import Arm, is_shared, unit_of
 from router.model.table import read_table
 from router.service.state import STATE
 from router.state.trial import Trial
-from tests.integration.gateway import CHAT, CHATS, EngineNode, Fleet, by, key, opened
+from tests.integration.gateway import CHAT, CHATS, EngineNode, Fleet, Heard, by, key, opened
 from tests.integration.test_receipts import read
 from tests.unit.router.doubles import honest, until
 from tests.unit.router.support import MODEL
@@ -380,3 +380,88 @@ async def test_records_and_receipts_say_who_decided(fleet: Fleet) -> None:
         assert receipt.arm == ("candidate" if is_candidate else UNSET)
     assert seen == {True, False}
     assert (await show(fleet, change))["stage"] == "share"
+
+
+async def test_by_key_each_caller_stays_on_its_side_while_the_share_grows(fleet: Fleet) -> None:
+    for name in ("good", "other"):
+        await fleet.engine(name, operator="ops", hardware_class=name)
+    callers = [f"caller-{number}" for number in range(12)]
+    await start(fleet, None, sections={"keys": [*KEYS, *map(key, callers)]})
+    change = await propose(fleet, table(hardware_classes=["other"]))
+    before: set[str] = set()
+    for percent in (20, 60):
+        await share(fleet, change, percent)
+        heard = {who: [await fleet.ask(said(n), CHATS, **by(who)) for n in range(2)] for who in callers}
+        nodes = {who: {await answered_by(fleet, each) for each in some} for who, some in heard.items()}
+        assert all(len(each) == 1 for each in nodes.values())
+        now = {who for who, each in nodes.items() if each == {"other"}}
+        assert before <= now
+        assert 0 < len(now) < 12
+        before = now
+
+
+async def answered_by(fleet: Fleet, heard: Heard) -> str:
+    path = f"/api/v1/decisions/{heard.headers['X-Touchstone-Decision']}"
+    _, record = await fleet.get(path, **by("auditor"))
+    return str(record["attempts"][-1]["node"])
+
+
+async def test_a_caller_with_little_time_has_enough_for_the_other_table(fleet: Fleet) -> None:
+    _, bad = await begin(fleet)
+    bad.behave("silent")
+    change = await canary(fleet, table(hardware_classes=["other"]), 100)
+    heard = await fleet.ask(said(0), CHATS, **by("ada"), **{"X-Touchstone-Timeout": "2"})
+    assert heard.status == 200
+    assert await answered_by(fleet, heard) == "good"
+    # For want of its caller's time nobody is blamed.
+    await until(lambda: trial_of(fleet).sight.shared.of(Arm.CANDIDATE).requests == 1)
+    found = await show(fleet, change)
+    assert (found["arms"]["candidate"]["failed"], found["arms"]["candidate"]["excused"]) == (0, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_names_the_decision_and_the_node_that_it_is_of(fleet: Fleet, stream: bool) -> None:  # noqa: FBT001
+    _, bad = await begin(fleet)
+    bad.behave("status", status=500)
+    change = await canary(fleet, table(hardware_classes=["other"]), 100)
+    heard = await fleet.ask(said(0, stream=stream), CHATS, **by("ada"), **{"X-Touchstone-Explain": "1"})
+    assert heard.status == 200
+    path = f"/api/v1/decisions/{heard.headers['X-Touchstone-Decision']}"
+    _, record = await fleet.get(path, **by("auditor"))
+    assert (record["arm"], record["chosen"], [each["outcome"] for each in record["attempts"]]) == (
+        "active",
+        "good",
+        ["completed"],
+    )
+    receipt = await read(fleet, heard.headers)
+    assert (receipt.decision, receipt.arm, receipt.node.id) == (record["id"], UNSET, "good")
+    told = [each["touchstone"] for each in (heard.events if stream else [heard.json]) if "touchstone" in each]
+    assert [each["id"] for each in told] == [record["id"]]
+    # The candidate's own record says what its node did, and whose fault that was.
+    (example,) = (await show(fleet, change))["examples"]
+    _, own = await fleet.get(f"/api/v1/decisions/{example['record']}", **by("auditor"))
+    assert [(each["node"], each["outcome"], each["blame"]) for each in own["attempts"]] == [
+        ("other", "crashed", "node")
+    ]
+    assert own["arm"] == "candidate"
+
+
+async def test_a_proposal_may_bring_its_own_bounds(fleet: Fleet) -> None:
+    await begin(fleet)
+    dear = table(prices={"*": {"input": 1000, "output": 1000}})
+    change = await propose(fleet, dear, by="conversation", bounds={"cost_percent": 1000})
+    await share(fleet, change, 100)
+    assert set(await send(fleet, 12)) == {200}
+    found = await show(fleet, change)
+    assert (found["stage"], found["bounds"]["cost_percent"]) == ("share", 1000)
+
+
+@pytest.mark.parametrize(
+    "given", [{"bounds": {"cost_percent": 0}}, {"by": "address"}, {"reason": ""}, {"table": None}]
+)
+async def test_a_proposal_that_is_malformed(fleet: Fleet, given: dict[str, Any]) -> None:
+    await begin(fleet)
+    body = {"table": text(table(regions=["x"])), "reason": "x", **given}
+    status, found = await do(fleet, "", body)
+    assert (status, code(found)) == (400, "request.malformed")
+    assert fleet.app[STATE].changes.latest is None

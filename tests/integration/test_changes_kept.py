@@ -12,13 +12,14 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from router.commands import router as router_commands
+from router.commands.router import router as router_commands
 from router.gateway.openai import GATEWAY
 from router.model.table import read_table
 from router.service.state import STATE
 from router.state import changes as state_changes
 from router.store import changes as store_changes
 from tests.integration.gateway import CHATS, Fleet, RouterProcess, Running, by, opened
+from tests.integration.test_change_store import change as of
 from tests.integration.test_changes import (
     ACTIVE,
     KEYS,
@@ -39,6 +40,7 @@ from tests.integration.test_changes import (
 from tests.unit.router.doubles import until
 from tests.unit.router.support import MODEL
 from verifier.errors import StoreError
+from verifier.store.opening import open_database
 
 OTHER = table(hardware_classes=["other"])
 DIGESTS = {
@@ -229,6 +231,8 @@ async def test_callers_with_requirements_are_served_by_both(fleet: Fleet) -> Non
     await canary(fleet, table(hardware_classes=["good", "other"]))
     wanted = {"provider": {"touchstone": {"nodes": ["good"]}}}
     assert set(await send(fleet, 10, **wanted)) == {200}
+    # One that the table in force alone would take, and one that neither does.
+    assert set(await send(fleet, 4, 20, provider={"touchstone": {"nodes": ["nobody"]}})) == {412}
 
 
 async def test_a_nonce_is_used_once_although_two_tables_decide(fleet: Fleet) -> None:
@@ -289,6 +293,44 @@ async def test_routers_that_share_a_store_share_changes(
     again = await canary(fleet, table(hardware_classes=["good", "other"]))
     await promote(fleet, again)
     await until(lambda: in_force(second) == in_force(fleet) != DIGESTS["active"])
+
+
+async def test_a_stop_asks_a_person_to_look(fleet: Fleet) -> None:
+    await begin(fleet)
+    change = await canary(fleet, table(hardware_classes=["nobody"]), 100)
+    assert set(await send(fleet, 4)) == {200}
+    await stopped(fleet, change)
+    _, found = await fleet.get("/api/v1/incidents", **by("auditor"))
+    (each,) = found["incidents"]
+    assert (each["kind"], each["holding"], each["evidence"]["change"]) == ("change-stopped", False, change)
+
+
+async def test_the_status_says_which_table_decides(fleet: Fleet) -> None:
+    await begin(fleet)
+    _, before = await fleet.get("/api/v1/status", **by("auditor"))
+    change = await canary(fleet, OTHER, 5)
+    _, after = await fleet.get("/api/v1/status", **by("auditor"))
+    assert (before["table"], before["change"]) == (DIGESTS["active"], None)
+    assert after["change"] == {"id": change, "share_percent": 5, "decides_here": True, "problem": None}
+
+
+async def test_of_a_table_that_is_gone_nobody_says_whom_it_shut_out(fleet: Fleet) -> None:
+    await begin(fleet)
+    change = await canary(fleet, OTHER, 100)
+    heard = await fleet.ask(said(0), CHATS, **by("ada"))
+    path = f"/api/v1/decisions/{heard.headers['X-Touchstone-Decision']}"
+    assert set((await fleet.get(path, **by("auditor")))[1]["excluded"]) == {"good"}
+    await abort(fleet, change)
+    assert (await fleet.get(path, **by("auditor")))[1]["excluded"] == {}
+
+
+async def test_a_restored_store_has_no_change_that_is_live(tmp_path: Path) -> None:
+    async with open_database("", tmp_path / "router.db", schema="router.store") as db:
+        await db.write(lambda tx: store_changes.add(tx, of("c-1")))
+        await db.write(lambda tx: store_changes.end_live(tx, 7))
+        async with db.read() as tx:
+            assert await store_changes.find_live(tx) is None
+            assert [step.actor for step in await store_changes.steps(tx, "c-1")] == ["restore"]
 
 
 async def test_a_router_with_another_table_takes_no_part(fleet: Fleet, tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from router.choose.candidates import Lane
 from router.gateway.openai import GATEWAY
 from router.model.arrivals import Arrivals
+from router.receipts import payload
+from router.receipts.payload import Receipt
 from router.service.state import STATE
 from tests.integration.checking import (
     Minter,
@@ -459,3 +462,25 @@ async def test_the_profile_is_for_auditors_and_administrators(fleet: Fleet, tmp_
                 assert (shape.count, shape.max_tokens, shape.temperature) == (3, 8, 0)
                 assert b"question" not in data
     assert seen == dict.fromkeys(roles, 403) | {"auditor": 200, "administrator": 200}
+
+
+def paid(fleet: Fleet) -> list[Receipt]:
+    receipts = fleet.app[STATE].receipts
+    assert receipts is not None
+    found = [receipts.book.get(each) for each in receipts.book._newest.ids()]
+    return [payload.decode(each.payload) for each in found if each is not None]
+
+
+async def test_a_check_is_paid_like_any_other_work(fleet: Fleet, tmp_path: Path) -> None:
+    """Else who reads which answers were paid could tell which of them were checks."""
+    await fleet.engine("a")
+    await knowing(fleet, tmp_path)
+    await check(fleet)
+    assert (await fleet.ask(asks("a question", **WAYS))).status == 200
+    of_check, of_work = paid(fleet)
+    for each in (of_check, of_work):
+        assert each.node is not UNSET
+        assert each.metered is not UNSET
+        assert (each.node.id, each.metered.completion > 0) == ("a", True)
+    names = set(msgspec.to_builtins(of_work)) - set(msgspec.to_builtins(of_check))
+    assert names == {"decision"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,6 @@ def touchstone(*arguments: str | bytes, cwd: Path | None = None) -> subprocess.C
         check=False,
         cwd=cwd,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from fixtures.replies import count_tokens
+from fixtures.replies import count_tokens, made_up
 from fixtures.streaming import Behaviour
+from router.choose.explaining import explanation
 from router.gateway.openai import GATEWAY
 from tests.integration.gateway import (
+    CHATS,
     PROMPT,
     STREAM,
     TEXT,
@@ -23,10 +25,13 @@ from tests.integration.gateway import (
     EngineNode,
     Fleet,
     Heard,
+    by,
     official,
     opened,
     story,
 )
+from tests.integration.test_changes import ACTIVE, TIER, canary, said
+from tests.integration.test_changes import start as begin_changes
 from tests.unit.router.doubles import until
 
 ENGINE = {"engine": "vllm", "version": "0.32.0"}
@@ -99,6 +104,27 @@ async def test_another_node_goes_on_with_the_text_of_a_broken_stream(fleet: Flee
     (seen,) = asked
     assert seen["messages"][-1] == {"role": "assistant", "content": story(AFTER)}
     assert (seen["continue_final_message"], seen["add_generation_prompt"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "kind", ["cuts", "cuts-mid-chunk", "resets", "truncates", "no-finish", "error-event"]
+)
+async def test_however_it_breaks_the_text_is_whole_and_comes_once(fleet: Fleet, kind: str) -> None:
+    await node(fleet, "a", Behaviour(kind, after=AFTER))
+    await node(fleet, "b")
+    await start(fleet)
+    heard = await fleet.ask()
+    assert (heard.text, heard.done) == (story(), True)
+
+
+@pytest.mark.parametrize("kind", ["bad-json", "endless", "control"])
+async def test_what_is_no_honest_beginning_is_not_gone_on_with(fleet: Fleet, kind: str) -> None:
+    await node(fleet, "a", Behaviour(kind, after=AFTER))
+    asked = record(await node(fleet, "b"))
+    await start(fleet)
+    heard = await fleet.ask(STREAM | {"max_tokens": 12})
+    assert heard.error is not None
+    assert asked == []
 
 
 async def test_a_completion_goes_on_with_its_prompt_and_the_text(fleet: Fleet) -> None:
@@ -277,6 +303,15 @@ async def test_each_part_is_its_own_nodes(fleet: Fleet) -> None:
     assert fleet.failed("b") == 0
 
 
+async def test_the_explanation_says_who_went_on_from_whom(fleet: Fleet) -> None:
+    await broken_then(fleet)
+    await start(fleet)
+    heard = await fleet.ask()
+    _, record = await fleet.get(f"/api/v1/decisions/{heard.headers['X-Touchstone-Decision']}")
+    (said,) = [line for line in explanation(record) if "going on from what a gave" in line]
+    assert said.startswith("  → b  completed")
+
+
 async def test_a_claim_on_the_parts_of_others_is_found(fleet: Fleet) -> None:
     await broken_then(fleet, behaviour=Behaviour("usage", factor=4.0))
     await start(fleet)
@@ -353,6 +388,8 @@ async def test_a_receipt_names_each_node_with_its_part(fleet: Fleet) -> None:
     assert receipt["usage"] == {
         "by": "router", "completion": count_tokens(story()), "prompt": count_tokens(PROMPT),
     }  # fmt: skip
+    assert receipt["metered"]["completion"] == count_tokens(story()) - AFTER
+    assert receipt["metered"]["prompt"] == count_tokens(PROMPT)
     assert receipt["response"]["sha256"] == hashlib.sha256(heard.body).hexdigest()
 
 
@@ -374,3 +411,25 @@ async def receipt_of(fleet: Fleet, heard: Heard) -> dict[str, Any]:
     assert kept is not None
     receipt: dict[str, Any] = json.loads(kept.payload)
     return receipt
+
+
+async def test_the_table_in_force_takes_over_with_its_own_request(fleet: Fleet, tmp_path: Path) -> None:
+    """A candidate's node fails before its first text; then a node of the table in force breaks, and another goes on."""
+    words = tmp_path / "tokenizer.json"
+    words.write_text(WORDS)
+    chat = {"model": STREAM["model"], "tier": "small", "tokeniser": str(words), "continuing": "always"}
+    own = {**ACTIVE, "workloads": {"tiny": chat}}
+    for name, behaviour, hardware in (
+        ("a", BROKEN, "good"),
+        ("b", None, "good"),
+        ("c", Behaviour("status"), "other"),
+    ):
+        await node(fleet, name, behaviour, hardware_class=hardware)
+    await begin_changes(fleet, None, own)
+    fleet.in_order()
+    tier = {**TIER, "hardware_classes": ["other"]}
+    candidate = {"tiers": {"small": tier}, "workloads": {"tiny": chat | {"continuing": "never"}}}
+    await canary(fleet, candidate, 90)
+    heard = [await fleet.ask(said(number, stream=True), CHATS, **by("ada")) for number in range(3)]
+    assert all(each.done and each.text == made_up(f"story {number}") for number, each in enumerate(heard))
+    assert any(["continued" in await receipt_of(fleet, each) for each in heard])

@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
+import yaml
+from click.testing import CliRunner
 from grpc import aio
 
 from attester.errors import ConfigError
+from attester.settings import to_toml
 from fixtures.fleet import free_port
 from router.choose.explaining import explanation
+from router.config import RouterConfig
 from router.model.workload import Table
 from router.service.ext_proc import api
-from tests.integration.gateway import CHAT, GATEWAY, STATE, Fleet, by, key, opened
+from tests.integration.gateway import CHAT, GATEWAY, STATE, TABLE, Fleet, by, key, opened
 from tests.integration.processing import Filter, filtering, head, place, whole
 from tests.unit.router.doubles import until
 from tests.unit.router.support import MODEL
+from touchstone import main
 
 OK = grpc.StatusCode.OK
 OWN = (("grpc.use_local_subchannel_pool", 1),)
@@ -305,13 +311,37 @@ async def test_more_streams_than_are_allowed_are_refused(fleet: Fleet) -> None:
         calls = [envoy.call() for _ in range(2)]
         for call in calls:
             await call.send(head())
-        # A connection of its own: on one connection further streams wait.
-        async with aio.insecure_channel(listen_of(fleet), options=OWN) as channel:
-            assert await refused(Filter(channel), head()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await refused(envoy, head()) is grpc.StatusCode.RESOURCE_EXHAUSTED
         for call in calls:
             assert (await call.send(whole())).subset
             assert await call.end() is OK
         assert (await envoy.ask()).subset
+
+
+async def test_streams_that_hang_once_they_are_decided_make_room(fleet: Fleet) -> None:
+    """The oldest of them ends cleanly; one that is not decided yet stays."""
+    await fleet.node("a")
+    async with filtering(fleet, {"open": True, "max_streams": 10}) as envoy:
+        undecided = envoy.call()
+        await undecided.send(head())
+        hanging = []
+        for _ in range(15):
+            # One after the other: a call begins when it is made.
+            hanging.append(call := envoy.call())
+            await call.send(head())
+            assert (await call.send(whole())).subset
+        assert await hanging[0].call.read() is aio.EOF
+        assert await hanging[0].call.code() is OK
+        assert (await undecided.send(whole())).subset
+
+
+async def test_a_failure_of_the_router_refuses_the_request(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with filtering(fleet) as envoy:
+        monkeypatch.setattr(fleet.app[GATEWAY].dispatcher, "decide", None)
+        assert await refused(envoy, head(), whole()) is grpc.StatusCode.INTERNAL
+        assert not in_flight(fleet)
 
 
 async def test_at_the_end_of_the_router_no_stream_ends_cleanly_undecided(fleet: Fleet) -> None:
@@ -454,3 +484,60 @@ async def test_an_address_that_is_taken_ends_the_start(fleet: Fleet) -> None:
 def test_a_router_without_it_imports_neither_grpc_nor_protobuf() -> None:
     code = "import sys, router.service.app, router.commands.router; sys.exit('grpc' in sys.modules or 'google' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The commands.
+
+
+def written(tmp_path: Path, section: dict[str, str] | None = {}) -> Path:  # noqa: B006
+    """A configuration of a router; `None`: without the section."""
+    (tmp_path / "router.token").write_text("the-routers-key")
+    (tmp_path / "workloads.yaml").write_text(json.dumps(TABLE))
+    config = {
+        "verifier": {"url": "http://127.0.0.1:9", "router_token_file": "router.token"},
+        "ext_proc": None if section is None else {"listen": "127.0.0.1:8451", **section},
+    }
+    path = tmp_path / "router.toml"
+    path.write_text(to_toml(msgspec.convert(config, RouterConfig)))
+    return path
+
+
+def said(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["router", *arguments])
+    return result.exit_code, result.output
+
+
+def test_what_is_printed_is_a_configuration(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    code, text = said("ext-proc", "--config", str(path), "--picker", "[::1]:9002")
+    filters = yaml.safe_load(text)["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
+    found = filters["typed_config"]["http_filters"]
+    assert code == 0
+    assert [each["name"] for each in found] == [
+        "touchstone.offer", "picker", "touchstone.check", "envoy.filters.http.router",
+    ]  # fmt: skip
+    assert not any(each["typed_config"].get("failure_mode_allow") for each in found)
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "why"),
+    [
+        (None, (), "has no section [ext_proc]"),
+        ({}, ("--key", "k"), "go together"),
+        ({"tls_certificate": "c", "tls_key": "k", "client_ca": "a"}, (), "asks for a certificate"),
+    ],
+)
+def test_what_cannot_be_printed(
+    tmp_path: Path, section: dict[str, str] | None, options: tuple[str, ...], why: str
+) -> None:
+    path = written(tmp_path, section)
+    code, text = said("ext-proc", "--config", str(path), "--picker", "127.0.0.1:1", *options)
+    assert (code, why in text) == (1, True), text
+
+
+def test_a_check_reads_the_files_of_the_section(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert said("check", "--config", str(path), "--config-only")[0] == 0
+    path = written(tmp_path, {"tls_certificate": "c", "tls_key": "k", "client_ca": "a"})
+    code, text = said("check", "--config", str(path), "--config-only")
+    assert (code, "cannot be used for TLS" in text) == (1, True)

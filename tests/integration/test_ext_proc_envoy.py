@@ -183,13 +183,15 @@ async def test_nobody_is_a_503_that_says_why_and_the_picker_is_not_asked(
 
 
 async def test_without_the_router_or_the_picker_nothing_passes(fleet: Fleet, tmp_path: Path) -> None:
-    """It fails closed, and not to all nodes."""
+    """It fails closed: neither to the endpoint that a client names, nor to one that a picker names by itself."""
     node = await fleet.node("a")
+    named = {"x-gateway-destination-endpoint": place(node)}
     async with running(fleet, tmp_path) as gateway:
-        await gateway.stop_picker()
-        assert (await gateway.ask()).status == 503
+        gateway.picker.elsewhere = place(node)
         await fleet.stop()
-        assert (await gateway.ask()).status == 503
+        assert (await gateway.ask(**named)).status == 503
+        await gateway.stop_picker()
+        assert (await gateway.ask(**named)).status == 503
     assert not node.requests
 
 
@@ -231,8 +233,17 @@ async def test_what_the_caller_requires_holds_and_the_node_does_not_see_it(
     await fleet.node("a")
     node = await fleet.node("b")
     body = {**CHAT, "provider": {"touchstone": {"nodes": ["b"]}}}
+
+    async def parts() -> AsyncIterator[bytes]:
+        data = json.dumps(body).encode()
+        yield data[:10]
+        yield data[10:]
+
     async with running(fleet, tmp_path) as gateway:
         assert (await gateway.ask(body)).status == 200
-    assert gateway.picker.subsets == [frozenset({place(node)})]
+        async with fleet.http.post(gateway.url + CHATS, data=parts()) as response:
+            assert response.status == 200
+    assert set(gateway.picker.subsets) == {frozenset({place(node)})}
     assert "provider" not in json.loads(node.bodies[0])
     assert gateway.picker.bodies == node.bodies
+    assert node.bodies[0] == node.bodies[1]

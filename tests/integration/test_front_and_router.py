@@ -40,6 +40,7 @@ class Node:
     def __init__(self, fleet: Fleet, home: Home, port: int, engine: StreamingEngine) -> None:
         self.fleet = fleet
         self.engine = engine
+        self.usage = home.path / "usage"
         self.pin = hashlib.sha256(keys.spki(home.tls_key())).hexdigest()
         self.endpoint = {"url": f"https://127.0.0.1:{port}", "spki_sha256": self.pin}
 

@@ -27,6 +27,7 @@ from tests.integration.lifecycle import (
     router,
     smuggle,
     step,
+    stepping,
     strict,
     within,
 )
@@ -207,10 +208,10 @@ async def test_a_broken_policy_costs_its_appraisals_and_nothing_else(verifier, s
     waits = []
     other = await verifier.enrol(operator="other")
     while not appraisal.done():
-        start = time.monotonic()
-        status, _ = await verifier.get("/.well-known/veraison/verification")
-        await verifier.client(other).open_session()
-        waits.append(time.monotonic() - start)
+        async with stepping() as stepped_s:
+            status, _ = await verifier.get("/.well-known/veraison/verification")
+            await verifier.client(other).open_session()
+            waits.append(stepped_s())
         assert status == 200
         await asyncio.sleep(0.01)
     result = await appraisal
@@ -369,7 +370,7 @@ async def test_a_shadow_is_counted_and_judges_nobody(verifier) -> None:
     for _ in range(3):
         assert (await verifier.attest(node))["ear_status"] == "affirming"
     report: Any = {}
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while report.get("appraised") != 3:
         assert time.monotonic() < deadline
         _, report = await verifier.get(f"/api/v1/policies/{bundle.digest}/shadow")

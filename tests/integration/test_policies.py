@@ -15,7 +15,18 @@ from attester.client import Session
 from attester.weights.folder import open_folder
 from fixtures.simulator import ENGINE_VERSION, MODEL, SimulatedNode
 from fixtures.transactions import transaction
-from tests.integration.lifecycle import WHO, archive, changed, post, publish, replaced, smuggle, step, strict
+from tests.integration.lifecycle import (
+    WHO,
+    archive,
+    changed,
+    post,
+    publish,
+    replaced,
+    smuggle,
+    step,
+    stepping,
+    strict,
+)
 from verifier.policy import bundle as bundles
 from verifier.policy.archive import read_archive
 from verifier.policy.bundle import Bundle
@@ -349,7 +360,7 @@ def looping(base: Bundle) -> Bundle:
 
 
 async def counted(verifier, bundle: Bundle, appraised: int) -> Any:
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 30
     while True:
         _, report = await verifier.get(f"/api/v1/policies/{bundle.digest}/shadow")
         if report["appraised"] == appraised:
@@ -371,9 +382,9 @@ async def test_a_shadow_that_loops_delays_nobody(verifier) -> None:
         answers = node.answers(session)
         await verifier.client(node).answer_call(session, answers)
         evidence = node.evidence(session, iat=verifier.clock.seconds, answers=answers)
-        start = time.monotonic()
-        assert (await verifier.submit(session, evidence, node))["ear_status"] == "affirming"
-        assert time.monotonic() - start < 0.4
+        async with stepping() as stepped_s:
+            assert (await verifier.submit(session, evidence, node))["ear_status"] == "affirming"
+            assert stepped_s() < 0.4
     report = await counted(verifier, loops, 4)
     assert (report["failed"], report["differing"], report["skipped"]) == (4, 4, 0)
     assert await verifier.rows("SELECT * FROM incidents") == []

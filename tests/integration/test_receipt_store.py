@@ -12,9 +12,10 @@ from fixtures.postgres import drop_database, make_database, url_of
 from router.config import StoreSection
 from router.model.clock import Clock
 from router.receipts import tokens
-from router.state.receipt_keeper import ReceiptKeeper
+from router.state.receipt_keeper import Losses, ReceiptKeeper
 from router.state.receipts import ReceiptBook
 from router.store import receipts as store
+from router.store import settlement
 from tests.unit.router.test_receipts import KEY, end
 from verifier.errors import StoreError
 from verifier.router_receipts import generate_key
@@ -217,3 +218,20 @@ async def scanned(db: Database, sql: str, parameters: tuple[Any, ...]) -> bool:
         return any("Seq Scan on receipt" in next(iter(row.values())) for row in rows)
 
     return bool(await db.write(explain))
+
+
+async def test_what_was_lost_is_noted_for_settlement(db: Database) -> None:
+    """A router that could not write all of its receipts says so: no node answers for that."""
+    losses, at = Losses(), Moving()
+    book = ReceiptBook(KEY, "one", writes=True, lost=losses, max_unwritten=5)
+    keeper = ReceiptKeeper(
+        db, book, StoreSection(path="x"), Clock(lambda: at.ms, lambda: at.s), losses=losses
+    )
+    await keeper.load()
+    for _ in range(12):
+        end(book, "ada")
+    await keeper.flush()
+    await keeper.flush()
+    async with db.read() as tx:
+        found = await settlement.gaps(tx, 0, 1 << 50)
+    assert [(each.router, each.lost) for each in found] == [("one", 7)]

@@ -62,7 +62,7 @@ async def test_what_waits_is_shown_with_what_its_place_follows_from(verifier: An
     other = await verifier.enrol()
     await take(verifier, other, WRONG, times=8)
     first, second = await queue(verifier)
-    assert (first["kind"], first["held"], first["id"].partition("/")[0]) == (
+    assert (first["kind"], first["held"], first["id"].split("/")[1]) == (
         "answers-suspected",
         False,
         other.id,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from router.model.tokens import Tokeniser, estimated
 from tests.integration.gateway import CHAT, PROMPT, STREAM, VECTORS, Fleet, by, key, opened
 from tests.unit.router.doubles import Handler, answers, until
 from tests.unit.router.support import MODEL
+from verifier.router_receipts import unb64url
 
 WEATHER = {
     "type": "function",
@@ -257,6 +259,20 @@ async def test_an_unhonoured_setting_moves_on_to_the_next_node(fleet: Fleet, nam
     assert await outcomes(fleet, heard.headers) == [("a", "unhonoured", blame), ("b", "completed", "nobody")]
     # It works for all who do not ask for that: it weighs one, and no breaker counts it.
     assert (fleet.failed("a"), fleet.statistics("a").load.failures_in_a_row) == (0 if is_models else 1, 0)
+
+
+async def test_the_receipt_names_the_node_whose_answer_was_not_taken(fleet: Fleet) -> None:
+    """It is not paid; but it has told its usage, may claim it, and must not be held for that."""
+    body, said, _ = UNHONOURED["stop"]
+    told = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    await start(fleet, node_of(*said, usage=told), node_of(*HONOURED["stop"], usage=told))
+    heard = await fleet.ask(body)
+    status, found = await fleet.get(
+        f"/api/v1/receipts/{heard.headers['X-Touchstone-Receipt']}", Accept="application/json"
+    )
+    assert status == 200
+    receipt = msgspec.json.decode(unb64url(found["receipt"].split(".")[1]))
+    assert (receipt["node"]["id"], [each["node"] for each in receipt["passed"]]) == ("b", ["a"])
 
 
 @pytest.mark.parametrize("name", UNHONOURED)

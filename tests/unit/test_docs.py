@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,53 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []
+
+
+def tracked() -> list[Path]:
+    """All files of this checkout that are in version control; all pages, where there is no repository."""
+    found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    named = [ROOT / name for name in found.stdout.decode().split("\0") if name]
+    return [path for path in named if path.is_file()] or PAGES
+
+
+def left_by_a_merge(text: bytes) -> list[str]:
+    """The lines with which a merge marks what it could not join."""
+    return [
+        line.decode(errors="replace")
+        for line in text.splitlines()
+        if line == b"=======" or re.match(rb"(<<<<<<<|\|\|\|\|\|\|\||>>>>>>>)( |$)", line)
+    ]
+
+
+def test_nothing_is_left_of_a_merge() -> None:
+    """Neither in the code nor on a page."""
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in tracked()
+        if (lines := left_by_a_merge(path.read_bytes()))
+    }
+    assert found == {}
+
+
+def test_what_a_merge_leaves_is_seen() -> None:
+    text = b"a\n<<<<<<< ours\nb\n||||||| base\n=======\nc\n>>>>>>> theirs\n<<<<<<<< a heading\n========\n"
+    assert left_by_a_merge(text) == ["<<<<<<< ours", "||||||| base", "=======", ">>>>>>> theirs"]
+
+
+def named_twice(text: str) -> list[str]:
+    """What the first cells of a table name more than once."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        cells = [row.split("|")[1].strip() for row in table.splitlines()]
+        names = Counter(name for cell in cells for name in set(re.findall(r"`([^`]+)`", cell) or [cell]))
+        found += [name for name, count in names.items() if count > 1]
+    return found
+
+
+def test_the_map_names_no_room_twice() -> None:
+    """Each table of the architecture says once what is where."""
+    assert named_twice((ROOT / "docs" / "architecture.md").read_text()) == []
+
+
+def test_a_room_that_is_named_twice_is_seen() -> None:
+    assert named_twice("| `a.py`, `b/` | x |\n| `b/` | y |\n\n| `a.py` | z |\n") == ["b/"]

@@ -62,7 +62,7 @@ LEAST_LIMIT: Final = math.log(100)
 HIGHEST: Final = 20.0
 """No score is higher, so that answers as usual bring it down within bounded time."""
 LEAST_CHECKS: Final = 20
-"""An operator with fewer checks of a version says nothing about it."""
+"""An operator with fewer says nothing of what is usual.  For a shift its score alone counts, from the first check on."""
 _MANY: Final = 64
 _Z99: Final = 2.576
 RECENT_MS: Final = 7 * 24 * 3600 * 1000
@@ -74,6 +74,13 @@ class Usual(NamedTuple):
 
     parts: float
     far: float
+
+
+class Accepted(NamedTuple):
+    """The same, as a person has accepted them; `None`: the table counts."""
+
+    parts: float | None
+    far: float | None
 
 
 class Seen(NamedTuple):
@@ -117,9 +124,13 @@ def look(minted: Minted, given: Given, verdict: Verdict, table: Table) -> Seen:
     )
 
 
-def usual_of(table: Table) -> Usual:
-    """Give what is usual by the measured table, until a person accepts something else."""
-    return Usual(min(table.parted, MOST_USUAL), USUAL_FAR)
+def usual_of(table: Table, accepted: Accepted | None = None) -> Usual:
+    """Give what is usual: what a person has accepted, or else what the table says."""
+    parts, far = (None, None) if accepted is None else accepted
+    return Usual(
+        parts=min(table.parted, MOST_USUAL) if parts is None else parts,
+        far=USUAL_FAR if far is None else far,
+    )
 
 
 def advance_scores(
@@ -175,7 +186,7 @@ class Shift(NamedTuple):
     shifted: int
     """Operators."""
     operators: int
-    """Of so many that say something."""
+    """Of so many."""
     nodes: int
     """Nodes of the shifted operators."""
     all_nodes: int
@@ -185,18 +196,18 @@ def find_shift(found: Sequence[OperatorScores]) -> Shift | None:
     """
     Say whether all nodes of an engine version have shifted together.
 
-    One operator makes no such shift, nor do two: then each node is judged by itself.
+    One operator makes no such shift, nor do two: then each node is judged by itself.  An operator counts from its first
+    check on: so a version that fails all at once is suspect before a node of it is.
     """
-    counted = [each for each in found if each.checks >= LEAST_CHECKS]
-    limit = version_limit(len(counted))
+    limit = version_limit(len(found))
     if limit is None:
         return None
     nodes = sum(each.nodes for each in found)
     for channel in CHANNELS:
-        shifted = [each for each in counted if each.scores.of(channel) >= limit]
+        shifted = [each for each in found if each.scores.of(channel) >= limit]
         theirs = sum(each.nodes for each in shifted)
-        if len(shifted) >= most_of(len(counted)) and 2 * theirs > nodes:
-            return Shift(channel, len(shifted), len(counted), theirs, nodes)
+        if len(shifted) >= most_of(len(found)) and 2 * theirs > nodes:
+            return Shift(channel, len(shifted), len(found), theirs, nodes)
     return None
 
 
@@ -220,12 +231,12 @@ def version_limit(operators: int) -> float | None:
     low, high, wanted = 0.0, 20.0, VERSION_ALARMS / len(CHANNELS)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _tail(operators, math.exp(-middle)) > wanted else (low, middle)
+        low, high = (middle, high) if tail(operators, math.exp(-middle)) > wanted else (low, middle)
     return max(high, LEAST_LIMIT)
 
 
-def _tail(operators: int, chance: float) -> float:
-    """The probability that most of the operators are there, each by *chance* and by itself."""
+def tail(operators: int, chance: float) -> float:
+    """Give the probability that most of the operators are there, each by *chance* and by itself."""
     least = most_of(operators)
     return math.fsum(
         math.comb(operators, count) * chance**count * (1 - chance) ** (operators - count)
@@ -239,7 +250,7 @@ def least_seen(usual: float) -> float:
     return -down / (up - down)
 
 
-def accept(counts: Mapping[str, Counts]) -> Usual | None:
+def accept(counts: Mapping[str, Counts]) -> Accepted | None:
     """
     Give what is usual from now on, as a person has accepted what nodes of an engine do; `None`: too few operators.
 
@@ -248,16 +259,11 @@ def accept(counts: Mapping[str, Counts]) -> Usual | None:
 
     The median operator decides, by the upper limit of its share (Wilson 1927, 99 %), so that one moves nothing.
     """
-    parts = _median([(each.parts, each.parts_of) for each in counts.values()])
-    far = _median([(each.far, each.far_of) for each in counts.values()])
-    if parts is None and far is None:
-        return None
-    return Usual(
-        parts=LEAST_USUAL if parts is None else min(max(parts, LEAST_USUAL), MOST_USUAL),
-        far=USUAL_FAR if far is None else min(max(far, USUAL_FAR), MOST_USUAL),
-    )
+    parts = _median([(each.parts, each.parts_of) for each in counts.values()], LEAST_USUAL)
+    far = _median([(each.far, each.far_of) for each in counts.values()], USUAL_FAR)
+    return None if parts is None and far is None else Accepted(parts, far)
 
 
-def _median(shares: Sequence[tuple[int, int]]) -> float | None:
+def _median(shares: Sequence[tuple[int, int]], least: float) -> float | None:
     limits = sorted(interval(hits, of, _Z99)[1] for hits, of in shares if of >= LEAST_CHECKS)
-    return limits[len(limits) // 2] if len(limits) >= BLAST_OPERATORS else None
+    return min(max(limits[len(limits) // 2], least), MOST_USUAL) if len(limits) >= BLAST_OPERATORS else None

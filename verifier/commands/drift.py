@@ -183,6 +183,10 @@ def accept_drift(model: str, reference: str, family: str, reason: str, who: Pers
             tx, model, reference, family.lower(), (author.actor, author.reason), now_ms()
         ),
     )
-    click.echo(
-        f"With {family}, up to {found['parts']:.1%} of the answers may part, and {found['far']:.1%} be near the limit."
-    )
+    for name, what in (
+        ("parts", "of the answers may part"),
+        ("far", "of the distances may be near the limit"),
+    ):
+        rate = found[name]
+        said = f"the table says what share {what}" if rate is None else f"up to {rate:.1%} {what}"
+        click.echo(f"With {family}, {said}.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from verifier.answers import drift
-from verifier.answers.drift import OperatorScores, Scores, Seen, Usual
+from verifier.answers.drift import Accepted, OperatorScores, Scores, Seen, Usual
 from verifier.answers.tables import Rates
 from verifier.store.answer_scores import Served
 from verifier.store.database import Row, Tx
@@ -29,7 +29,7 @@ class Looked:
     """The rates of answers that differ; `None`: that says nothing."""
 
 
-async def usual(tx: Tx, served: Served) -> Usual | None:
+async def accepted(tx: Tx, served: Served) -> Accepted | None:
     """Give what a person has accepted as usual for the family of the node's engine; `None`: the table counts."""
     row = await tx.one(
         "SELECT parts, far FROM usual_answers WHERE model = ? AND reference = ? AND family = ?",
@@ -37,7 +37,7 @@ async def usual(tx: Tx, served: Served) -> Usual | None:
         served.reference,
         family(served.engine),
     )
-    return None if row is None else Usual(float(row["parts"]), float(row["far"]))
+    return None if row is None else Accepted(row["parts"], row["far"])
 
 
 def family(engine: str) -> str:
@@ -145,6 +145,16 @@ async def set_review(tx: Tx, node_id: str, model: str, now_ms: int) -> bool:
     return changed > 0
 
 
+async def waits(tx: Tx, node_id: str, model: str) -> bool:
+    """Whether a person is to look at a node because its answers have moved."""
+    found = await tx.one(
+        "SELECT 1 AS one FROM node_drift WHERE node_id = ? AND model = ? AND review_ms IS NOT NULL",
+        node_id,
+        model,
+    )
+    return found is not None
+
+
 async def reset_node(tx: Tx, node_id: str, model: str) -> bool:
     """Let a node's scores begin at 0 again, and close its review.  Returns whether there is anything of it."""
     changed = await tx.execute(
@@ -167,7 +177,7 @@ async def reset_version(tx: Tx, model: str, reference: str, engine: str) -> list
 
 
 async def set_usual(
-    tx: Tx, key: tuple[str, str, str], rates: Usual, actor: str, reason: str, now_ms: int
+    tx: Tx, key: tuple[str, str, str], rates: Accepted, actor: str, reason: str, now_ms: int
 ) -> None:
     """Keep what a person has accepted as usual for a model, a reference value and an engine family."""
     await tx.execute(

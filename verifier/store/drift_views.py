@@ -11,9 +11,18 @@ from typing import Any, Final
 from verifier.answers import days, drift
 from verifier.answers.drift import OperatorScores
 from verifier.errors import RequestError
-from verifier.store import answer_days, answer_drift, drifting, incident_facts, node_prompting, nodes
+from verifier.store import (
+    answer_days,
+    answer_drift,
+    drifting,
+    incident_facts,
+    node_prompting,
+    nodes,
+    policies,
+)
 from verifier.store.database import Row, Tx
 from verifier.store.incident_facts import HOLDING_SQL
+from verifier.store.policies import ChangeAuthor
 
 MAX_DAYS: Final = 366
 _MOST_NODES: Final = 100
@@ -99,12 +108,11 @@ def _put_together(rows: list[Row]) -> tuple[list[dict[str, Any]], list[dict[str,
 
 async def _concluded(tx: Tx, model: str, reference: str, engine: str, now_ms: int) -> dict[str, Any]:
     operators = await answer_drift.of_version(tx, model, reference, engine, now_ms)
-    counted = sum(each.checks >= drift.LEAST_CHECKS for each in operators)
     cause = drifting.cause_of(drifting.VERSION, reference, engine)
     review = (await incident_facts.read_cause(tx, cause, now_ms)).review
     return {
         "operators": [_operator(each) for each in operators],
-        "limit": drift.version_limit(counted),
+        "limit": drift.version_limit(len(operators)),
         "suspect": None if review is None else review.id,
     }
 
@@ -234,8 +242,6 @@ async def accept(
         RequestError: The reason is blank, or fewer operators than three were checked enough.
     """
     actor, reason = who
-    if not reason.strip():
-        raise RequestError("this needs a reason")
     since_day = now_ms // days.DAY_MS - answer_drift.ACCEPTED_OVER_DAYS + 1
     by_operator: dict[str, list[days.Counts]] = defaultdict(list)
     engines = set()
@@ -252,6 +258,14 @@ async def accept(
             code="answers.drift.few",
         )
     await answer_drift.set_usual(tx, (model, reference, family), usual, actor, reason, now_ms)
+    await policies.note(
+        tx,
+        "reference-usual",
+        reference,
+        ChangeAuthor(actor, reason),
+        now_ms,
+        {"model": model, "engine": family, **usual._asdict()},
+    )
     for engine in sorted(engines):
         await answer_drift.reset_version(tx, model, reference, engine)
     return {"model": model, "reference": reference, "family": family, **usual._asdict()}

@@ -23,8 +23,10 @@ from verifier.store import answer_days, answer_drift, incident_facts, incident_t
 from verifier.store.answer_drift import Looked
 from verifier.store.answer_scores import Served
 from verifier.store.database import Tx
+from verifier.store.incident_facts import HOLDING_SQL
 from verifier.store.suspicion_levels import set_level
 
+NODE: Final = "answers.drift.node"
 VERSION: Final = "answers.drift.version"
 _SUSPECT: Final = "the reference is suspect"
 _SAID: Final = {
@@ -40,12 +42,15 @@ def cause_of(code: str, reference: str, engine: str) -> str:
     return f"{code}@reference:{reference}{version}"
 
 
-async def is_suspect(tx: Tx, served: Served, now_ms: int) -> bool:
+async def is_suspect(tx: Tx, served: Served) -> bool:
     """Whether a person looks at the reference of the node's engine version: then no node of it is suspected."""
     if not answer_drift.is_known(served.engine):
         return False
-    cause = await incident_facts.read_cause(tx, cause_of(VERSION, served.reference, served.engine), now_ms)
-    return cause.review is not None
+    cause = cause_of(VERSION, served.reference, served.engine)
+    found = await tx.one(
+        f"SELECT 1 AS one FROM incidents WHERE cause = ? AND state IN ({HOLDING_SQL}) LIMIT 1", cause
+    )
+    return found is not None
 
 
 async def take(tx: Tx, judged: Judged, served: Served, table: Table, now_ms: int) -> None:
@@ -66,7 +71,7 @@ async def take(tx: Tx, judged: Judged, served: Served, table: Table, now_ms: int
     await answer_days.count(tx, served, counts, now_ms)
     looked = Looked(
         seen=seen,
-        usual=await answer_drift.usual(tx, served) or drift.usual_of(table),
+        usual=drift.usual_of(table, await answer_drift.accepted(tx, served)),
         differing=tables.rates_for(judged.minted, judged.given, table),
     )
     node = await answer_drift.count_node(tx, served, looked, now_ms)
@@ -74,16 +79,18 @@ async def take(tx: Tx, judged: Judged, served: Served, table: Table, now_ms: int
         scores = await answer_drift.count_version(tx, served, looked, now_ms)
         if any(seen.of(name) and scores.of(name) >= drift.LEAST_LIMIT for name in CHANNELS):
             await _look_at_version(tx, served, now_ms)
-    if drift.shifted_channels(node) and not await is_suspect(tx, served, now_ms):
+    if drift.shifted_channels(node) and not await is_suspect(tx, served):
         await answer_drift.set_review(tx, served.node_id, served.model, now_ms)
 
 
 async def _look_at_version(tx: Tx, served: Served, now_ms: int) -> None:
+    if await is_suspect(tx, served):
+        return
     # What follows depends on the answers of other nodes.
     await tx.alone()
     found = await answer_drift.of_version(tx, served.model, served.reference, served.engine, now_ms)
     shift = drift.find_shift(found)
-    if shift is None or await is_suspect(tx, served, now_ms):
+    if shift is None:
         return
     cause = cause_of(VERSION, served.reference, served.engine)
     draft = Draft(REFERENCE_SUSPECT, Severity.SERIOUS, Finding(VERSION, _detail(served, shift)), cause)

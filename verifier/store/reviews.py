@@ -13,8 +13,8 @@ from verifier.store.ids import in_pieces
 from verifier.store.incident_facts import HOLDING_SQL
 from verifier.triage import Fault, Waiting
 
-ANSWERS: Final = "answers-suspected"
-"""The kind of what a suspicion of answers waits for, and its code."""
+ANSWERS: Final = ("answers-suspected", "answers-moved", "answers-scored")
+"""The kinds of what waits about the answers of a node with a model, and their codes: see `_ANSWERS`."""
 WAITING_SQL: Final = f"state IN ({HOLDING_SQL}, 'suspected', 'flagged')"
 MOST: Final = 2000
 """So many entries of the queue are rated: those that have waited longest."""
@@ -25,6 +25,20 @@ KEPT_MS: Final = 400 * _DAY_MS
 TIMED_MS: Final = 30 * _DAY_MS
 """The times of decisions are those of this time."""
 _MOST_TIMED: Final = 10_000
+
+_ANSWERS: Final = (
+    "SELECT w.kind, w.node_id, w.model, w.since_ms, n.operator FROM ("
+    f"SELECT '{ANSWERS[0]}' AS kind, node_id, model, since_ms FROM suspicions WHERE level = 'suspected'"
+    f" UNION ALL SELECT '{ANSWERS[1]}', node_id, model, review_ms FROM node_drift WHERE review_ms IS NOT NULL"
+    f" UNION ALL SELECT '{ANSWERS[2]}', node_id, model, min(review_ms) FROM peer_scores"
+    " WHERE review_ms IS NOT NULL GROUP BY node_id, model) w JOIN nodes n ON n.id = w.node_id"
+)
+"""Nodes that are suspected, nodes whose answers have moved, and those whose answers other nodes would not have given."""
+_UNDECIDED: Final = (
+    f"{_ANSWERS} WHERE NOT EXISTS (SELECT 1 FROM incidents i WHERE i.node_id = w.node_id AND i.kind = ?"
+    f" AND i.state IN ({HOLDING_SQL})) ORDER BY w.node_id, w.model, w.kind LIMIT ?"
+)
+"""What made an incident waits as that incident."""
 
 _GROUPS: Final = (
     "SELECT min(i.id) AS entry, kind, code, cause, count(*) AS entries, count(DISTINCT node_id) AS nodes,"
@@ -68,7 +82,7 @@ async def read_queue(tx: Tx, now_ms: int) -> Queue:
     failed, passed, resting = await _tallies(tx, causes)
     found = await _found(tx, now_ms)
     entries = [_incident(row, failed, passed, resting, found) for row in rows]
-    entries += [_suspicion(row, found) for row in await _suspected(tx)]
+    entries += [_of_answers(row, found) for row in await _undecided(tx)]
     return Queue(
         entries=tuple(entries),
         incidents={row["entry"]: int(row["entries"]) for row in rows},
@@ -102,27 +116,25 @@ def _incident(
     )
 
 
-def _suspicion(row: Row, found: Counter[tuple[str, str]]) -> Waiting:
+def _of_answers(row: Row, found: Counter[tuple[str, str]]) -> Waiting:
+    kind = row["kind"]
     return Waiting(
-        id=f"{row['node_id']}/{row['model']}",
-        kind=ANSWERS,
-        code=ANSWERS,
+        id=_id_of(row),
+        kind=kind,
+        code=kind,
         since_ms=row["since_ms"],
         due_ms=row["since_ms"] + REVIEW_TARGET_MS,
-        at_fault=found[ANSWERS, Fault.NODE],
-        not_at_fault=found[ANSWERS, Fault.OURS],
+        at_fault=found[kind, Fault.NODE],
+        not_at_fault=found[kind, Fault.OURS],
     )
 
 
-async def _suspected(tx: Tx) -> list[Row]:
-    """Suspicions that nobody has decided about: one that made an incident waits as that incident."""
-    return await tx.all(
-        "SELECT s.node_id, s.model, s.since_ms FROM suspicions s WHERE s.level = 'suspected' AND NOT EXISTS"
-        f" (SELECT 1 FROM incidents i WHERE i.node_id = s.node_id AND i.kind = ? AND i.state IN ({HOLDING_SQL}))"
-        " ORDER BY s.node_id, s.model LIMIT ?",
-        ANSWER_MISMATCH,
-        MOST,
-    )
+def _id_of(row: Row) -> str:
+    return f"{row['kind']}/{row['node_id']}/{row['model']}"
+
+
+async def _undecided(tx: Tx) -> list[Row]:
+    return await tx.all(_UNDECIDED, ANSWER_MISMATCH, MOST)
 
 
 async def _tallies(tx: Tx, causes: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -172,20 +184,20 @@ async def note_incidents(tx: Tx, ids: Sequence[str], fault: Fault, now_ms: int) 
 
 
 async def note_answers(tx: Tx, node_id: str, model: str, fault: Fault, now_ms: int) -> None:
-    """Note that a person has decided about a suspicion, if there is one."""
-    await tx.execute(
-        "INSERT INTO review_decisions (id, kind, code, operator, fault, opened_ms, looked_ms, decided_ms)"
-        " SELECT s.node_id || '/' || s.model, ?, ?, n.operator, ?, s.since_ms, ?, ? FROM suspicions s"
-        " JOIN nodes n ON n.id = s.node_id WHERE s.node_id = ? AND s.model = ? AND s.level = 'suspected'"
-        " ON CONFLICT DO NOTHING",
-        ANSWERS,
-        ANSWERS,
-        fault,
-        now_ms,
-        now_ms,
-        node_id,
-        model,
-    )
+    """Note that a person has decided about the answers of a node, if something waits about them."""
+    for row in await tx.all(f"{_ANSWERS} WHERE w.node_id = ? AND w.model = ?", node_id, model):
+        await tx.execute(
+            "INSERT INTO review_decisions (id, kind, code, operator, fault, opened_ms, looked_ms, decided_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            _id_of(row),
+            row["kind"],
+            row["kind"],
+            row["operator"],
+            fault,
+            row["since_ms"],
+            now_ms,
+            now_ms,
+        )
 
 
 async def figures(tx: Tx, now_ms: int) -> Figures:
@@ -198,11 +210,11 @@ async def figures(tx: Tx, now_ms: int) -> Figures:
     waiting = Counter({row["kind"]: int(row["n"]) for row in rows})
     overdue = Counter({row["kind"]: int(row["late"]) for row in rows})
     oldest = {row["kind"]: int(row["oldest"]) for row in rows}
-    since = [int(row["since_ms"]) for row in await _suspected(tx)]
-    if since:
-        waiting[ANSWERS] = len(since)
-        overdue[ANSWERS] = sum(each + REVIEW_TARGET_MS < now_ms for each in since)
-        oldest[ANSWERS] = min(since)
+    for row in await _undecided(tx):
+        kind, since_ms = row["kind"], int(row["since_ms"])
+        waiting[kind] += 1
+        overdue[kind] += since_ms + REVIEW_TARGET_MS < now_ms
+        oldest[kind] = min(oldest.get(kind, since_ms), since_ms)
     timed = await tx.all(
         "SELECT kind, opened_ms, looked_ms, decided_ms FROM review_decisions WHERE decided_ms > ?"
         " ORDER BY decided_ms DESC LIMIT ?",

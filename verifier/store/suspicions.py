@@ -146,7 +146,7 @@ async def _suspect(
     code = judged.verdict.code
     cause = drifting.cause_of(code, served.reference, served.engine)
     known = await incident_facts.read_cause(tx, cause, now_ms)
-    if known.review is not None or await drifting.is_suspect(tx, served, now_ms):
+    if known.review is not None or await drifting.is_suspect(tx, served):
         return
     peers = await answer_scores.peers(tx, served, limits.suspicion)
     passing = set(peers.passing)
@@ -207,10 +207,10 @@ async def clear(tx: Tx, node_id: str, model: str, actor: str, reason: str, now_m
         RequestError: The reason is blank, or no answer of the node with this model was judged.
     """
     _check_reason(reason)
+    await reviews.note_answers(tx, node_id, model, Fault.OURS, now_ms)
     others = [await peer_scores.clear(tx, node_id, model), await answer_drift.reset_node(tx, node_id, model)]
     if not any(others):
         await _check_known(tx, node_id, model)
-    await reviews.note_answers(tx, node_id, model, Fault.OURS, now_ms)
     await answer_scores.reset(tx, node_id, model)
     await set_level(tx, node_id, model, "none", reason, actor, now_ms)
 
@@ -220,7 +220,7 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
     Make an incident of what was found, at a person's word; returns its id.
 
     Raises:
-        RequestError: The reason is blank, or no answer of the node with this model differs.
+        RequestError: The reason is blank, or no answer of the node with this model differs, nor have they moved.
     """
     _check_reason(reason)
     await tx.alone()
@@ -229,7 +229,10 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
         node_id,
         model,
     )
-    if row is None:
+    code = None if row is None else row["code"]
+    if code is None and await answer_drift.waits(tx, node_id, model):
+        code = drifting.NODE
+    if code is None:
         raise RequestError(
             f"no answer of {node_id[:40]!r} with {model[:80]!r} differs", code="request.not-found"
         )
@@ -245,7 +248,7 @@ async def quarantine(tx: Tx, node_id: str, model: str, actor: str, reason: str, 
     if known is not None and known.is_holding:
         return known.id
     if known is None:
-        draft = Draft(ANSWER_MISMATCH, Severity.SERIOUS, Finding(row["code"], f"{model}: {_DETAIL}"), None)
+        draft = Draft(ANSWER_MISMATCH, Severity.SERIOUS, Finding(code, f"{model}: {_DETAIL}"), None)
         opened = Open(draft, State.SUSPECTED, node_id, node.operator)
         (incident_id,) = await incident_transitions.apply(tx, [opened], now_ms)
     else:

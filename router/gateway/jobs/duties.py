@@ -7,6 +7,8 @@ One router does it for a job, under a lease of the whole job.  Each step can be 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -40,6 +42,7 @@ from verifier.store.database import Database, Tx
 _LOOK_EVERY_S: Final = 0.5
 _RENEW_EVERY_S: Final = 4.0
 _SWEEP_EVERY_S: Final = 60.0
+_COUNT_EVERY_S: Final = 5.0
 _DAY_MS: Final = 86_400_000
 _UPLOAD_MS: Final = 6 * 3_600_000
 """No upload takes longer."""
@@ -74,6 +77,7 @@ class Duties:
         self._clock = gateway.clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._swept_at: float | None = None
+        self._counted_at = -_COUNT_EVERY_S
         self.wake = asyncio.Event()
         """Set if a job has come or changed."""
         runner.on_given_back = self.wake.set
@@ -121,9 +125,22 @@ class Duties:
                 )
                 task.add_done_callback(partial(self._forget_task, job.id))
         now = self._clock.monotonic()
+        if now - self._counted_at >= _COUNT_EVERY_S:
+            self._counted_at = now
+            await self._count(found)
         if self._swept_at is None or now - self._swept_at >= _SWEEP_EVERY_S:
             self._swept_at = now
             await self.sweep()
+
+    async def _count(self, found: Sequence[Job]) -> None:
+        """Tell the runner whose files and results are too much together."""
+        made: Counter[str] = Counter()
+        for job in found:
+            made[job.owner] += job.output_bytes + job.error_bytes
+        async with self._db.read() as tx:
+            for owner in list(made):
+                made[owner] += await files.stored_bytes(tx, owner)
+        self._runner.full = {owner for owner, size in made.items() if size > self._config.max_stored_bytes}
 
     def _forget_task(self, job: str, _: object) -> None:
         self._tasks.pop(job, None)
@@ -228,7 +245,6 @@ class Duties:
             for held in rest:
                 await self._fill(job, held, status)
         await self._finish(job, status, holder)
-        await self._db.write(partial(jobs.drop_ranges, job=job_id))
         _log.info("a batch has ended", job=job_id, status=status)
 
     async def _fill(self, job: Job, held: HeldRange, status: str) -> None:

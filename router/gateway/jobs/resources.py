@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from typing import Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from router.config import ApiKey
 from router.gateway.errors import GatewayError, json_answer
 from router.gateway.handler import IDEMPOTENCY_HEADER
 from router.gateway.idempotency import CachedResponse, IdempotencyError
+from router.gateway.jobs.guests import write_guest
 from router.gateway.jobs.service import JOBS, MAX_UPLOADS, Jobs
 from router.gateway.jobs.uploads import PURPOSE, Upload
 from router.gateway.jobs.wire import (
@@ -27,6 +29,7 @@ from router.gateway.jobs.wire import (
 )
 from router.gateway.keys import ANONYMOUS
 from router.gateway.openai import DRAFT, KEY
+from router.gateway.receipting import ANSWERED
 from router.model.errors import LostLeaseError
 from router.store import files, jobs
 from router.store.files import StoredFile
@@ -37,10 +40,14 @@ from verifier.service.problem import status_of
 from verifier.store.database import RETRY_AFTER_S, Tx
 
 _DAY_MS: Final = 86_400_000
-_MAX_ID: Final = 128
 _MAX_FILES: Final = 10_000
 """Of one page."""
 _MAX_JOBS: Final = 100
+_LEAST_PACE: Final = 64 << 10
+"""Bytes per second that a client must take."""
+_MAX_KEPT: Final = 10_000
+"""Batches of a key, ended ones included."""
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 
 Handler = Callable[[web.Request, Jobs, ApiKey], Awaitable[web.StreamResponse]]
 
@@ -130,16 +137,16 @@ async def list_files(request: web.Request, found: Jobs, key: ApiKey) -> web.Stre
         some = await files.page(
             tx,
             key.name,
-            after=query.get("after", "")[:_MAX_ID],
+            after=_id_in(request, "after"),
             limit=limit + 1,
             rising=order == "asc",
-            purpose=query.get("purpose", "")[:_MAX_ID],
+            purpose=_id_in(request, "purpose"),
         )
     return json_answer(200, list_to_wire([file_to_wire(file) for file in some], limit))
 
 
 async def _file(request: web.Request, found: Jobs, key: ApiKey) -> StoredFile:
-    name = request.match_info["id"][:_MAX_ID]
+    name = _id(request, "file")
     async with found.db.read() as tx:
         file = await files.find(tx, name, key.name)
     if file is None or (file.expires_ms is not None and file.expires_ms <= found.runner.ranges.now_ms()):
@@ -175,34 +182,40 @@ async def delete_file(request: web.Request, found: Jobs, key: ApiKey) -> web.Str
 async def show_content(request: web.Request, found: Jobs, key: ApiKey) -> web.StreamResponse:
     """What is in one of the caller's files."""
     file = await _file(request, found, key)
-    draft = request.get(DRAFT)
     response = web.StreamResponse(
         headers={"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}
     )
     response.content_length = file.bytes
+    if request.method == hdrs.METH_HEAD:
+        return response
+    draft = request.get(DRAFT)
     if draft is not None:
         draft.claim(key.name)
         draft.name(response)
-    await response.prepare(request)
-    if request.method == "HEAD":
-        return response
     try:
-        async for data in _content(found, file):
-            async with asyncio.timeout(found.gateway.config.write_timeout_s + len(data) / (64 << 10)):
-                await response.write(data)
-            if draft is not None:
-                draft.note_sent(data)
-        await response.write_eof()
-        if draft is not None:
-            draft.is_complete = True
+        await _send(request, response, found, file)
     except TimeoutError:
         # A client that reads nothing is given up.
         if request.transport is not None:
             request.transport.abort()
     finally:
         if draft is not None:
-            draft.end("answered-here")
+            draft.end(ANSWERED)
     return response
+
+
+async def _send(request: web.Request, response: web.StreamResponse, found: Jobs, file: StoredFile) -> None:
+    """Send what is in a file.  Raises `TimeoutError` if the client does not read it."""
+    draft, patience_s = request.get(DRAFT), found.gateway.config.write_timeout_s
+    await response.prepare(request)
+    async for data in _content(found, file):
+        async with asyncio.timeout(patience_s + len(data) / _LEAST_PACE):
+            await response.write(data)
+        if draft is not None:
+            draft.note_sent(data)
+    await response.write_eof()
+    if draft is not None:
+        draft.is_complete = True
 
 
 async def _content(found: Jobs, file: StoredFile) -> AsyncIterator[bytes]:
@@ -258,7 +271,7 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
     job = Job(
         id=f"batch_{jobs.new_id(now_ms)}",
         owner=key.name,
-        guest=msgspec.json.encode(key) if is_guest else None,
+        guest=write_guest(key) if is_guest else None,
         endpoint=asked.endpoint,
         input_file=asked.input_file_id,
         completion_window=asked.completion_window,
@@ -272,8 +285,11 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
         file = await files.find(tx, job.input_file, key.name)
         if file is None or file.purpose != PURPOSE or (file.expires_ms or now_ms + 1) <= now_ms:
             return "file"
-        if await jobs.count_open(tx, key.name) >= found.config.max_open:
-            return "many"
+        still, kept = await jobs.count(tx, key.name)
+        if still >= found.config.max_open:
+            return f"the key has {still} batches that have not ended"
+        if kept >= _MAX_KEPT:
+            return f"the key has {kept} batches, which are kept for {found.config.keep_days} days"
         await jobs.add(tx, job)
         return ""
 
@@ -286,8 +302,7 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
             param="input_file_id",
         )
     if refused:
-        what = f"the key has {found.config.max_open} batches that have not ended"
-        raise GatewayError(429, "rate_limit_error", what, code="too_many_batches", retry_after=60)
+        raise GatewayError(429, "rate_limit_error", refused, code="too_many_batches", retry_after=60)
     found.duties.wake.set()
     return job_to_wire(job)
 
@@ -296,7 +311,7 @@ async def _create(data: bytes, found: Jobs, key: ApiKey) -> dict[str, object]:
 async def list_jobs(request: web.Request, found: Jobs, key: ApiKey) -> web.StreamResponse:
     """A page of the caller's batches, the newest first."""
     limit = _limit(request, 20, _MAX_JOBS)
-    after = request.query.get("after", "")[:_MAX_ID]
+    after = _id_in(request, "after")
     async with found.db.read() as tx:
         some = await jobs.page(tx, key.name, after=after, limit=limit + 1)
     return json_answer(200, list_to_wire([job_to_wire(job) for job in some], limit))
@@ -345,12 +360,28 @@ async def cancel_job(found: Jobs, job: Job) -> Job:
 
 
 async def _job(request: web.Request, found: Jobs, key: ApiKey) -> Job:
-    name = request.match_info["id"][:_MAX_ID]
+    name = _id(request, "batch")
     async with found.db.read() as tx:
         job = await jobs.find(tx, name)
     if job is None or job.owner != key.name:
         raise no_such("batch", name)
     return job
+
+
+def _id(request: web.Request, what: str) -> str:
+    """The id in the path.  Raises `GatewayError` if there can be none."""
+    name = request.match_info["id"]
+    if _ID.match(name) is None:
+        raise no_such(what, name)
+    return name
+
+
+def _id_in(request: web.Request, name: str) -> str:
+    """An id, or a word, in the query; empty if it is missing.  Raises `GatewayError`."""
+    text = request.query.get(name, "")
+    if text and _ID.match(text) is None:
+        raise invalid(f"{name} is malformed", param=name)
+    return text
 
 
 def _limit(request: web.Request, default: int, most: int) -> int:

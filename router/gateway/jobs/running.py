@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Final
 
-import msgspec
 import prometheus_client
 import structlog
 
@@ -22,6 +22,7 @@ from router.config import ApiKey, BatchesSection
 from router.gateway.errors import GatewayError
 from router.gateway.handler import Gateway
 from router.gateway.jobs import lines
+from router.gateway.jobs.guests import read_guest
 from router.gateway.jobs.held import WaitingLine, Work
 from router.gateway.jobs.lines import Again, Answered
 from router.gateway.jobs.ranges import Ranges
@@ -76,6 +77,10 @@ class Runner:
         self.ranges = Ranges(db, gateway.clock, router)
         self._in_flight: Counter[str] = Counter()
         """Lines under way, by owner."""
+        self._by_model: Counter[str] = Counter()
+        """The same by model."""
+        self.full: AbstractSet[str] = frozenset()
+        """Owners that have too much stored: their lines wait until they have deleted some."""
         self._blocked: dict[str, float] = {}
         """Until when an owner is over a limit."""
         self._empty: dict[str, float] = {}
@@ -98,6 +103,10 @@ class Runner:
         for counter in (self._turns, self._blocked, self._empty):
             for name in [name for name in counter if name not in owners and name not in self._open]:
                 del counter[name]
+        # Who comes later has no turns to catch up.
+        least = min(self._turns.values(), default=0)
+        for owner in owners - self._turns.keys():
+            self._turns[owner] = least
         self.ranges.stop({job.id for job in self._open.values() if job.status == IN_PROGRESS})
         self._changed.set()
 
@@ -142,15 +151,20 @@ class Runner:
                 return
 
     async def _claim(self) -> bool:
-        """Take a range for the owner that had the fewest lines; returns whether there was one."""
+        """
+        Take a range for an owner that has no line waiting here; returns whether there was one.
+
+        It is taken before there is room for its lines: otherwise who has lines left would have all places that come free.
+        """
         now = self._clock.monotonic()
-        is_full = self.in_flight >= self._config.max_in_flight or self.ranges.is_full
-        if is_full or not self._gateway.has_room():
+        if self.ranges.is_full or not self._gateway.has_room():
             return False
         waiting = {work.job.owner for work in self.ranges.held.values() if work.waiting}
         for job in sorted(self._open.values(), key=lambda job: (self._turns[job.owner], job.id)):
             is_blocked = max(self._blocked.get(job.owner, 0.0), self._empty.get(job.id, 0.0)) > now
-            if job.status != IN_PROGRESS or is_blocked or job.owner in waiting or self.key_of(job) is None:
+            if job.status != IN_PROGRESS or is_blocked or job.owner in waiting | self.full:
+                continue
+            if self.key_of(job) is None:
                 continue
             if await self.ranges.take(job):
                 return True
@@ -163,7 +177,7 @@ class Runner:
         known = keyring.named(job.owner)
         if known is not None or job.guest is None:
             return known
-        return keyring.welcome(msgspec.json.decode(job.guest, type=ApiKey))
+        return keyring.welcome(read_guest(job.guest))
 
     # Lines.
 
@@ -174,7 +188,9 @@ class Runner:
             if found is None:
                 return
             work, line, key = found
+            assert line.request is not None
             self._in_flight[key.name] += 1
+            self._by_model[line.request.workload.model] += 1
             self._turns[key.name] += 1
             _in_flight.set(self.in_flight)
             task = asyncio.create_task(self._do(work, line, key), name="a line of a batch")
@@ -210,7 +226,7 @@ class Runner:
         """The first line of a range that can be done; what the router refuses has its result at once."""
         while work.waiting:
             line = work.waiting[0]
-            if line.request is not None:
+            if line.request is not None and self._is_in_force(line.request.workload):
                 return line
             try:
                 line.request = await lines.prepare(self._gateway, work.job.endpoint, line.line, key)
@@ -220,11 +236,18 @@ class Runner:
                     self._put(work, line, key, lines.refused(error))
         return None
 
+    def _is_in_force(self, workload: Workload) -> bool:
+        """Whether the table still has it: another one may be in force since a line was read."""
+        return self._gateway.table.workloads.get(workload.name) is workload
+
     def _free(self, workload: Workload) -> int:
         """Places that neither live requests nor lines need."""
-        pool = self._gateway.dispatcher.fleet.view_for(workload).pool
+        fleet = self._gateway.dispatcher.fleet
+        pool = fleet.view_for(workload).pool
         nodes = sum(size for lane, size in pool.sizes.items() if lane not in FAIL_OPEN_LANES)
-        return nodes * self._config.places_per_node - self._gateway.in_flight - self.in_flight
+        # A line that has begun may be at no node yet.
+        taken = max(fleet.in_flight(workload.model), self._by_model[workload.model])
+        return nodes * self._config.places_per_node - taken
 
     def _enter(self, key: ApiKey, now: float) -> bool:
         try:
@@ -248,6 +271,7 @@ class Runner:
         finally:
             self._gateway.keyring.leave(key, 0)
             self._in_flight[key.name] -= 1
+            self._by_model[line.request.workload.model] -= 1
             _in_flight.set(self.in_flight)
             task = asyncio.current_task()
             if task is not None:

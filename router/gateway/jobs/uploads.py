@@ -112,7 +112,9 @@ class Upload:
             if part.name == "file":
                 if self.name:
                     raise invalid("file stands twice", param="file")
-                self.name = (part.filename or "file")[:_MAX_NAME]
+                self.name = "".join(c if c.isprintable() else "?" for c in part.filename or "file")[
+                    :_MAX_NAME
+                ]
                 await self._read_file(part)
             else:
                 await self._read_field(part)

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from router.ext_proc_config import ExtProcSection
 from router.gateway.commitments import NONCE_HEADER
+from router.gateway.deciding import WORKLOAD_HEADER
 from router.gateway.errors import GatewayError
-from router.gateway.handler import WORKLOAD_HEADER
 from router.gateway.terms import REQUIRE_HEADER
 from router.model.operations import OPERATIONS, Operation
 

@@ -69,7 +69,8 @@ class _Service:
         self._offers = offers
         self._state = state
         self._config = config
-        self._running: set[Stream] = set()
+        self._running: dict[Stream, None] = {}
+        """In the order in which they came."""
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -82,6 +83,10 @@ class _Service:
         """One request."""
         if self._is_stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the router is stopping")
+        self._make_room()
+        if len(self._running) >= self._config.max_streams:
+            _streams.labels("too_many").inc()
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests at a time")
         stage = dict(context.invocation_metadata() or ()).get(STAGE)
         stream = Stream(
             _GrpcWire(context),
@@ -91,7 +96,7 @@ class _Service:
             checks_picked=stage == PICKED,
         )
         end = "broken_off"
-        self._running.add(stream)
+        self._running[stream] = None
         _open.set(len(self._running))
         try:
             await stream.run()
@@ -100,10 +105,23 @@ class _Service:
             end = error.why.name.lower()
             _log.warning("a stream of ext_proc is refused", why=str(error), peer=context.peer())
             await context.abort(grpc.StatusCode[error.why.value], str(error))
+        except Exception:  # noqa: BLE001
+            # The outermost of a request: by an error, Envoy refuses it.
+            end = "failed"
+            _log.exception("a request of another gateway failed")
+            await context.abort(grpc.StatusCode.INTERNAL, "the router failed")
         finally:
-            self._running.discard(stream)
+            self._running.pop(stream, None)
             _open.set(len(self._running))
             _streams.labels(end).inc()
+
+    def _make_room(self) -> None:
+        """Before streams are refused for their number, let the oldest go that only waits for its answer to begin."""
+        if len(self._running) * 10 >= self._config.max_streams * 9:
+            oldest = next((stream for stream in self._running if stream.is_decided), None)
+            if oldest is not None:
+                del self._running[oldest]
+                oldest.let_go()
 
     async def check(self, data: bytes, context: Any) -> bytes:
         """Whether the service serves: not while nothing was heard from the verifier."""
@@ -150,10 +168,11 @@ async def serving(
             ("grpc.max_receive_message_length", config.max_body + _HEAD_ROOM),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", _MAX_METADATA),
-            ("grpc.max_concurrent_streams", min(_STREAMS_PER_CONNECTION, config.max_streams)),
+            ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION),
             ("grpc.so_reuseport", 0),
         ],
-        maximum_concurrent_rpcs=config.max_streams,
+        # Those above `max_streams` are told why; further ones are not even begun.
+        maximum_concurrent_rpcs=2 * config.max_streams,
     )
     server.add_generic_rpc_handlers(service.handlers())
     _listen(server, config, state.folder)

@@ -79,7 +79,9 @@ class Stream:
         self._within: frozenset[str] | None = None
         """The subset that the gateway itself allows, if it passes one on."""
         self._waiting: asyncio.Timeout | None = None
-        self._is_decided = self._is_let_go = False
+        self.is_decided = False
+        """Whether nothing is lost if it ends, once what is being sent was sent."""
+        self._is_let_go = False
         self._charged = 0
         """For how many tokens the caller is charged, whatever becomes of the stream."""
         self.end = "offered"
@@ -119,9 +121,9 @@ class Stream:
             self._offers.leave(key, self._charged)
 
     def let_go(self) -> None:
-        """End cleanly now if the request is decided: the router stops, and its answer may take a while yet."""
+        """End cleanly now if the request is decided: its answer may take a while yet, and goes on without us."""
         self._is_let_go = True
-        if self._is_decided and self._waiting is not None:
+        if self.is_decided and self._waiting is not None:
             self._waiting.reschedule(0)
 
     async def _check(self, pairs: list[tuple[str, bytes]], message: Any) -> None:
@@ -149,6 +151,7 @@ class Stream:
             await self._send(answers.refused(error.error, error.record))
             return
         self._charged = asked.tokens
+        self.is_decided = True
         with self._offers.keeping(offer):
             await self._send(self._offered(step, head, asked, offer))
             await self._finish(offer.record)
@@ -189,12 +192,12 @@ class Stream:
     async def _pass_reply(self, step: str, message: Any) -> None:
         """Let an answer pass that Envoy has made itself, to a body that is too large, say: no node gets the request."""
         self.end = "answered_by_gateway"
+        self.is_decided = True
         await self._send(self._passed(step, message, None))
         await self._finish(None)
 
     async def _finish(self, record: str | None) -> None:
         """Answer what may still come: the response's headers get the decision's id, the rest goes on as it is."""
-        self._is_decided = True
         while not self._is_let_go:
             try:
                 step, message = await self._next(self._rest_s, or_end=True)
@@ -223,7 +226,11 @@ class Stream:
         await self._send(answers.refused(error))
 
     async def _send(self, message: Any) -> None:
-        await self._wire.write(message.SerializeToString())
+        try:
+            async with asyncio.timeout(self._config.message_timeout_s):
+                await self._wire.write(message.SerializeToString())
+        except TimeoutError:
+            raise StreamError(Refusal.TOO_LATE, "what was said was not read in time") from None
 
     async def _next(self, within_s: float, *, or_end: bool = False) -> tuple[str, Any]:
         """

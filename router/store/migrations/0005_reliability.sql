@@ -48,7 +48,8 @@ CREATE TABLE statement_receipts (
     statement  TEXT NOT NULL REFERENCES statements (id),
     receipt    TEXT NOT NULL,
     line       INTEGER NOT NULL,
-    PRIMARY KEY (statement, receipt)
+    -- A receipt whose answer two nodes gave is in two lines.
+    PRIMARY KEY (statement, receipt, line)
 ) STRICT;
 CREATE INDEX statement_receipts_by_receipt ON statement_receipts (receipt);
 

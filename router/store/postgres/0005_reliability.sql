@@ -48,7 +48,8 @@ CREATE TABLE statement_receipts (
     statement  TEXT COLLATE "C" NOT NULL REFERENCES statements (id),
     receipt    TEXT COLLATE "C" NOT NULL,
     line       BIGINT NOT NULL,
-    PRIMARY KEY (statement, receipt)
+    -- A receipt whose answer two nodes gave is in two lines.
+    PRIMARY KEY (statement, receipt, line)
 );
 CREATE INDEX statement_receipts_by_receipt ON statement_receipts (receipt);
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import signal
 from pathlib import Path
 
 import cbor2
@@ -129,6 +131,20 @@ def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b'["r","m",1,9')
     usage_counts.UsageCounter(tmp_path).add("2026-11-30", "r", "m", 1, 1)
     assert usage_counts.read_counts(path) == {("r", "m"): (2, 11, 6)}
+
+
+def test_what_was_counted_survives_a_kill(tmp_path: Path) -> None:
+    """By `kill -9`, at any moment after the answer."""
+    child = os.fork()
+    if not child:
+        counter = usage_counts.UsageCounter(tmp_path)
+        for _ in range(100):
+            counter.add("2026-11-30", "r", "m", 10, 5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert usage_counts.read_counts(usage_counts.log_of(tmp_path, "2026-11-30")) == {
+        ("r", "m"): (100, 1000, 500)
+    }
 
 
 def test_a_long_day_is_summed_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

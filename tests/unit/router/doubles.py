@@ -30,7 +30,7 @@ def result_key() -> ResultKey:
     return ResultKey(ec.generate_private_key(ec.SECP256R1()))
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     """Let sockets settle until *condition* holds; a failure when it never does."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110

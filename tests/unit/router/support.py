@@ -74,6 +74,7 @@ def ear(
     sequence: int | None = None,
     reasons: tuple[str, ...] = (),
     revision: str | None = None,
+    cnf: dict[str, Any] | None = None,
     prompting: Mapping[str, str] | None = None,
 ) -> AttestationResult:
     """An honest result of node *name*, but for what is given."""
@@ -108,7 +109,7 @@ def ear(
         exp=iat + 600 if exp is None else exp,
         jti=jti or secrets.token_hex(16),
         ueid=ueid or f"ueid-{name}",
-        cnf={},
+        cnf=cnf or {},
         ear_verifier_id=VerifierId("d", "b"),
         ear_status=trust.worst_tier([a.ear_status for a in submods.values()]),
         submods=submods,

@@ -15,7 +15,9 @@ from bench.affinity import simulate
 from router.choose.affinity import NEAR, Affinity, Ring, stick
 from router.choose.candidates import LANES, Key, Lane, SortedCandidates
 from router.choose.decision import Decision, FleetView, decide, replay
+from router.choose.explaining import describe_affinity
 from router.choose.ranking import CandidateFacts, rank
+from router.choose.trials import STAGES, Stage
 from router.model.errors import ReplayError
 from router.model.standing import Rating
 from router.model.workload import Workload
@@ -39,6 +41,7 @@ class Pool:
         self.sizes = {lane: len(index) for lane, index in self.kept.items()}
         self.in_flight: dict[str, int] = {}
         self.full: set[str] = set()
+        self.stages: Mapping[Stage, SortedCandidates] = {stage: SortedCandidates() for stage in STAGES}
         self.usual_calls: float | None = None
 
     @property
@@ -239,6 +242,14 @@ def test_a_record_that_says_another_thing_of_the_key_is_found(change: dict[str, 
     wire["affinity"] |= change
     with pytest.raises(ReplayError):
         replay(Decision.from_wire(wire))
+
+
+@pytest.mark.parametrize("how", ["kept", "drawn", "busy", "trial", "none", "what comes later"])
+def test_what_the_key_was_worth_is_said_in_a_sentence(how: str) -> None:
+    (line,) = describe_affinity({"key": KEYS[1], "how": how, "node": "n-1"})
+    assert KEYS[1] in line
+    assert ("n-1" in line) is (how in ("kept", "drawn"))
+    assert describe_affinity(None) == []
 
 
 def test_a_record_without_a_key_has_nothing_of_it() -> None:

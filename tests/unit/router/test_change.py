@@ -57,6 +57,17 @@ def test_a_conversation_stays_where_it_began() -> None:
     assert unit_of("conversation", "bob", chat("hello")) != begun
 
 
+def test_a_long_beginning_is_read_to_a_bound() -> None:
+    long = "x" * (64 << 10)
+    assert unit_of("conversation", "ada", chat(long + "a")) == unit_of(
+        "conversation", "ada", chat(long + "b")
+    )
+    deep: Any = "end"
+    for _ in range(10_000):
+        deep = [deep]
+    assert unit_of("conversation", "ada", {"messages": [{"role": "user", "content": deep}]})
+
+
 @pytest.mark.parametrize("name", ["prompt", "input", "query"])
 def test_whatever_it_begins_with(name: str) -> None:
     one, other = (unit_of("conversation", "ada", {name: text}) for text in ("one", "other"))

@@ -494,6 +494,18 @@ async def test_a_stream_that_is_not_as_it_should_be_ends_with_an_error(
     assert not deciding.places
 
 
+async def test_a_peer_that_reads_nothing_is_given_up() -> None:
+    wire, deciding = Wire(HEAD, BODY), Decides()
+
+    async def never(_: bytes) -> None:
+        await asyncio.Event().wait()
+
+    wire.write = never  # type: ignore[method-assign]
+    with pytest.raises(StreamError, match="not read in time"):
+        await run(wire, deciding)
+    assert not deciding.places
+
+
 async def test_the_mode_of_bodies_is_none_where_the_header_names_the_model() -> None:
     buffered = request("request_headers", protocol_config={"request_body_mode": 2})
     with pytest.raises(StreamError, match="NONE"):

@@ -593,3 +593,51 @@ def test_what_a_guest_spent_survives_a_restart() -> None:
     keys.welcome(kim)
     assert refusal(keys, kim).code == "budget_exhausted"
     assert keys.spent() == {kim.name: (TODAY, 100)}
+
+
+def test_lines_of_batches_leave_half_of_the_requests_to_others() -> None:
+    """Of what the key may send at once, which is a sixth of a minute's."""
+    of = key(requests_per_minute=120)
+    keys = ring(of)
+    for _ in range(11):
+        keys.enter(of, spares=True)
+    with pytest.raises(LimitError) as caught:
+        keys.enter(of, spares=True)
+    assert caught.value.code == "rate_limit_exceeded"
+    assert admitted(keys, of, 20) == 9
+
+
+@pytest.mark.parametrize(("concurrency", "lines"), [(1, 1), (2, 1), (3, 2), (8, 4)])
+def test_lines_of_batches_leave_half_of_the_places_to_others(concurrency: int, lines: int) -> None:
+    of = key(concurrency=concurrency)
+    keys = ring(of)
+    for _ in range(lines):
+        keys.enter(of, spares=True)
+    with pytest.raises(LimitError):
+        keys.enter(of, spares=True)
+    for _ in range(concurrency - lines):
+        keys.enter(of)
+    assert refusal(keys, of).code == "concurrency"
+
+
+def test_what_lines_have_used_counts_before_it_is_charged() -> None:
+    """And once, when the store has it; not at all if another router has done the line."""
+    of = key(tokens_per_day=100)
+    keys = ring(of)
+    keys.begin_charge(of, 70)
+    keys.begin_charge(of, 40)
+    assert (keys.used(of)[1], refusal(keys, of).code) == (110, "budget_exhausted")
+    keys.end_charge(of, TODAY, 70, is_charged=True)
+    keys.end_charge(of, TODAY, 40, is_charged=False)
+    assert keys.used(of)[1] == 70
+    keys.enter(of)
+    keys.set_spent_by_others({of.name: (TODAY, 70)})
+    assert keys.used(of)[1] == 70
+    assert keys.spent() == {}
+
+
+def test_what_lines_have_used_counts_against_the_tokens_of_a_minute() -> None:
+    of = key(tokens_per_minute=600)
+    keys = ring(of)
+    keys.begin_charge(of, 150)
+    assert refusal(keys, of).code == "rate_limit_exceeded"

@@ -44,8 +44,9 @@ def test_a_change_that_is_not_worse_is_hardly_ever_stopped(how: dict[str, Any]) 
     [
         ({"failing": (1.0, 0.01)}, "ceiling", 4),
         ({"failing": (0.3, 0.01)}, "failures", 40),
-        ({"retried": (0.4, 0.02)}, "retries", 60),
+        ({"retried": (0.4, 0.02)}, "retries", 80),
         ({"slower": 6.0, "share": 0.2}, "p99", 80),
+        ({"pace": 3.0, "share": 0.2}, "pace", 80),
         ({"dearer": 10.0}, "cost", 6),
         ({"dearer": 1.5}, "cost", 60),
     ],
@@ -129,6 +130,20 @@ def test_excused_requests_say_nothing() -> None:
         seen.add(Observation(arm=Arm.CANDIDATE, stratum="w", failed=None), BOUNDS, 0.1)
     assert find_worse([seen], BOUNDS) is None
     assert (seen.of(Arm.CANDIDATE).excused, seen.of(Arm.CANDIDATE).judged) == (100, 0)
+
+
+def test_who_leaves_after_longer_than_is_slow_was_kept_waiting() -> None:
+    seen = Comparison()
+    for number in range(400):
+        arm = Arm.CANDIDATE if number % 4 == 0 and number >= 200 else Arm.ACTIVE
+        if arm is Arm.ACTIVE:
+            seen.add(Observation(arm=arm, stratum="w", failed=False, seconds=1.0), BOUNDS, 0.25)
+        else:
+            # One leaves at once, which says nothing; the next one after ten seconds.
+            waited = 10.0 if number % 8 else 0.1
+            seen.add(Observation(arm=arm, stratum="w", seconds=waited, is_over=False), BOUNDS, 0.25)
+    assert find_worse([seen], BOUNDS) == "p99"
+    assert seen.of(Arm.CANDIDATE).excused == 50
 
 
 def test_a_rate_that_is_hardly_higher_stops_nothing() -> None:

@@ -273,12 +273,12 @@ def test_pipe_in_a_folder_is_refused(tmp_path: Path) -> None:
         with suppress(OSError):
             os.close(os.open(folder / "pipe.rego", os.O_WRONLY | os.O_NONBLOCK))
 
-    timer = threading.Timer(2, let_go)
+    timer = threading.Timer(20, let_go)
     timer.start()
     started = time.monotonic()
     try:
         assert "pipe.rego" in refusal(bundle.load, folder)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
     finally:
         timer.cancel()
         timer.join()

@@ -38,7 +38,12 @@ def result(**changes: Any) -> AttestationResult:
         Tier.AFFIRMING,
         {"instance-identity": 2, "configuration": 2},
         ("default@1#sha-256;" + "0" * 64,),
-        VerifierClaims("declared", "true", node=NodeRecord("acme", NOW - 86_400, "active", "cpu")),
+        VerifierClaims(
+            "declared",
+            "true",
+            prompting={"template": "chat_template.jinja sha256:aa"},
+            node=NodeRecord("acme", NOW - 86_400, "active", "cpu"),
+        ),
         eat_nonce=result_keys.b64url(bytes(32)),
         ear_attester_claims={"endpoint": {"url": "https://n.example"}},
     )

@@ -1,7 +1,7 @@
 -- oldest: 7
 -- What people have decided, what they found, and how long it had waited (verifier/store/reviews.py).
 CREATE TABLE review_decisions (
-    id          TEXT NOT NULL,                 -- of the incident, or NODE/MODEL of a suspicion
+    id          TEXT NOT NULL,                 -- of the incident, or KIND/NODE/MODEL of what waits about answers
     kind        TEXT NOT NULL,
     code        TEXT NOT NULL,
     operator    TEXT NOT NULL,
@@ -71,8 +71,8 @@ CREATE TABLE usual_answers (
     model      TEXT NOT NULL,
     reference  TEXT NOT NULL,
     family     TEXT NOT NULL,
-    parts      REAL NOT NULL,
-    far        REAL NOT NULL,
+    parts      REAL,                           -- NULL: by the table
+    far        REAL,
     at_ms      INTEGER NOT NULL,
     actor      TEXT NOT NULL,
     reason     TEXT NOT NULL,

@@ -1,7 +1,7 @@
 -- oldest: 7
 -- What people have decided, what they found, and how long it had waited (verifier/store/reviews.py).
 CREATE TABLE review_decisions (
-    id          TEXT COLLATE "C" NOT NULL,     -- of the incident, or NODE/MODEL of a suspicion
+    id          TEXT COLLATE "C" NOT NULL,     -- of the incident, or KIND/NODE/MODEL of what waits about answers
     kind        TEXT COLLATE "C" NOT NULL,
     code        TEXT COLLATE "C" NOT NULL,
     operator    TEXT COLLATE "C" NOT NULL,
@@ -71,8 +71,8 @@ CREATE TABLE usual_answers (
     model      TEXT COLLATE "C" NOT NULL,
     reference  TEXT COLLATE "C" NOT NULL,
     family     TEXT COLLATE "C" NOT NULL,
-    parts      DOUBLE PRECISION NOT NULL,
-    far        DOUBLE PRECISION NOT NULL,
+    parts      DOUBLE PRECISION,                           -- NULL: by the table
+    far        DOUBLE PRECISION,
     at_ms      BIGINT NOT NULL,
     actor      TEXT NOT NULL,
     reason     TEXT NOT NULL,

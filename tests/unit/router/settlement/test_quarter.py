@@ -7,9 +7,10 @@ from functools import cache
 import pytest
 
 from router.settlement import statements
+from router.settlement.accounts import Accounts
 from router.settlement.amounts import exact, rounded
 from router.settlement.reconciling import Judgement, Metering, Verdict, reconcile
-from router.settlement.statements import Accounts, Statement
+from router.settlement.statements import Statement
 from tests.unit.router.settlement.quarter import QUARTER, SimulatedNode, claims_of, simulate
 
 NODES = 1000

@@ -183,10 +183,11 @@ def test_most_operators_make_a_shift() -> None:
 NO_SHIFT = {
     "one operator with many nodes": [(HIGH, 5000, 500), (0.0, 50, 1), (0.0, 50, 1)],
     "two operators, who are all": [(HIGH, 500, 50), (HIGH, 500, 50)],
+    "two of three": [(HIGH, 500, 50), (HIGH, 500, 50), (0.0, 50, 1)],
+    "two of four": [(HIGH, 500, 50), (HIGH, 500, 50), (0.0, 50, 1), (0.0, 50, 1)],
     "one operator alone with a version": [(HIGH, 500, 50)],
     "three of seven": [(HIGH, 50, 9)] * 3 + [(0.0, 50, 1)] * 4,
     "most operators, and few of the nodes": [(HIGH, 50, 1)] * 3 + [(0.0, 50, 10)],
-    "operators that were hardly checked": [(HIGH, 19, 5)] * 5,
     "scores that chance may give": [(4.9, 50, 1)] * 3,
     "nobody": [],
 }
@@ -234,6 +235,7 @@ def test_the_median_operator_says_what_is_usual() -> None:
     usual = drift.accept({**honest, **alone})
     assert usual == drift.accept({**honest, "other": honest["op-0"]})
     assert usual is not None
+    assert usual.parts is not None
     assert 0.3 < usual.parts < 0.45
     assert usual.far == drift.USUAL_FAR
 
@@ -249,8 +251,10 @@ def test_what_is_usual_leaves_room_for_a_shift() -> None:
     """Also where nearly every answer parts."""
     found = drift.accept({f"op-{n}": Counts(parts=100, parts_of=100) for n in range(3)})
     assert found is not None
-    assert found.parts == drift.MOST_USUAL
-    assert drift.least_seen(found.parts) < 1
+    assert found == drift.Accepted(drift.MOST_USUAL, None)
+    usual = drift.usual_of(TABLE, found)
+    assert usual == Usual(drift.MOST_USUAL, drift.USUAL_FAR)
+    assert drift.least_seen(usual.parts) < 1
 
 
 # Counts.
@@ -282,3 +286,39 @@ def test_what_people_see_is_counts_with_intervals() -> None:
     assert said["differs"] == {"count": 1, "of": 4, "rate": 0.25, "low": 0.04559, "high": 0.69936}
     assert (said["censored"]["count"], said["censored"]["of"], said["parts"]["rate"]) == (4, 8, 0.625)
     assert said["far"] == {"count": 0, "of": 0, "rate": None, "low": 0.0, "high": 1.0}
+
+
+# What the pages say.
+
+DOCS = Path(__file__).parents[4] / "docs"
+
+
+def test_the_page_has_the_rates_of_the_tables() -> None:
+    """Of what is usual, and from where on a score rises."""
+    pairs = (("llama.cpp", "llama.cpp"), ("vllm", "vllm"), ("llama.cpp", "vllm"), ("sglang", "sglang"))
+    usual = [drift.usual_of(table_for(checks.engine(ours), theirs)).parts for ours, theirs in pairs]
+    said = "{:.0%} llama.cpp, {:.0%} vLLM, {:.0%} between the two, {:.0%} others".format(*usual).replace(
+        "%", " %"
+    )
+    assert said in (DOCS / "drift.md").read_text()
+    rises = [f"{drift.least_seen(rate):.0%}".replace("%", " %") for rate in (usual[0], usual[1], usual[3])]
+    flat = " ".join((DOCS / "limitations.md").read_text().split())
+    assert f"a score begins to rise at {rises[0]}, {rises[1]} and {rises[2]}" in flat
+
+
+def test_the_page_has_the_bounds_of_false_alarms() -> None:
+    """As the formula gives them; what was simulated is not above."""
+    text = (
+        (DOCS / "drift.md").read_text().partition("<!-- FALSE -->")[2].partition("<!-- end of FALSE -->")[0]
+    )
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.strip().splitlines()[2:]]
+    assert len(rows) == 9
+    for who, _, _, most, simulated in rows:
+        count = int("".join(filter(str.isdigit, who.rpartition(",")[2])) or 0)
+        if not count:
+            expected = math.exp(-drift.NODE_LIMIT) * 1e6
+        else:
+            limit = 1.5 if "boundary" in who else drift.version_limit(count) or 0.0
+            expected = drift.tail(count, math.exp(-limit)) * 1e6
+        assert float(most.replace(",", "")) == pytest.approx(expected, rel=0.1)
+        assert float(simulated.replace(",", "")) <= float(most.replace(",", ""))
