@@ -138,7 +138,7 @@ class Fleet(TwoTables):
             arm="" if self.candidate is None else Arm.CANDIDATE if is_candidate else Arm.ACTIVE,
         )
 
-    def in_flight(self, model: str) -> int:
+    def in_flight_for(self, model: str) -> int:
         """Requests of this router in flight for a model, whatever their workload."""
         return sum(pool.in_flight for pool in self._placement.pools.values() if pool.workload.model == model)
 

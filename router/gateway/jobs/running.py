@@ -246,7 +246,7 @@ class Runner:
         pool = fleet.view_for(workload).pool
         nodes = sum(size for lane, size in pool.sizes.items() if lane not in FAIL_OPEN_LANES)
         # A line that has begun may be at no node yet.
-        taken = max(fleet.in_flight(workload.model), self._by_model[workload.model])
+        taken = max(fleet.in_flight_for(workload.model), self._by_model[workload.model])
         return nodes * self._config.places_per_node - taken
 
     def _enter(self, key: ApiKey, now: float) -> bool:
