@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from router.model.outcomes import Outcome
 from router.model.usage import Usage
 from router.model.workload import Price
-from router.receipts.payload import Receipt
+from router.receipts.payload import Receipt, price_paid
 
 UNIT: Final = 10**12
 """Amounts are in parts of the unit of account."""
@@ -56,12 +56,14 @@ class Costs:
         metered, price = members.get("metered", UNSET), members.get("price", UNSET)
         if metered is UNSET:
             return
-        continued = members.get("continued") or ()
-        usage = Usage(metered.prompt, metered.completion + sum(part.completion for part in continued))
+        self._pay(Usage(metered.prompt, metered.completion), price_paid(price, is_own=metered.own))
+        for part in members.get("continued") or ():
+            self._pay(Usage(0, part.completion), price_paid(part.price, is_own=part.own))
+
+    def _pay(self, usage: Usage, price: Price) -> None:
         self.prompt_tokens += usage.prompt
         self.completion_tokens += usage.completion
-        if price is not UNSET:
-            self.amount += Price(price.input, price.output).charge(usage)
+        self.amount += price.charge(usage)
 
     @property
     def per_decision(self) -> Fraction | None:

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from router.model import workload
 from router.model.errors import ReceiptError
 from verifier import canonical
 from verifier.errors import CanonicalError, RequestError
@@ -28,6 +29,7 @@ MIN_SALT, MAX_SALT = 16, 64
 _MAX_SALT_TEXT: Final = 86
 MOST_PASSED: Final = 16
 """Nodes whose answers were not taken."""
+_FREE: Final = workload.Price()
 MOST: Final = (1 << 53) - 1
 """The largest count."""
 
@@ -242,6 +244,11 @@ def decode(payload: bytes) -> Receipt:
             "the payload is refused: parts of an answer come before that of the node that answered"
         )
     return receipt
+
+
+def price_paid(price: Price | UnsetType, *, is_own: bool) -> workload.Price:
+    """What a node is paid: work for its operator's own keys is free, or it would earn by asking itself."""
+    return _FREE if price is UNSET or is_own else workload.Price(price.input, price.output)
 
 
 def digest_payload(payload: bytes) -> str:

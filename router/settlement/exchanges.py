@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import UNSET, Struct, structs
 
 from router.model.outcomes import Outcome
 from router.model.usage import Usage
 from router.model.workload import Price
 from router.receipts import payload
-from router.receipts.payload import Claimed, Continued, Receipt
+from router.receipts.payload import Claimed, Continued, Receipt, price_paid
 from verifier.log.tree import leaf_hash
 
 FREE: Final = Price()
@@ -91,7 +91,7 @@ def of_receipt(receipt: Receipt, client: str, leaf: bytes = b"") -> tuple[Exchan
         common,
         node=paid.id,
         operator=_or_empty(metered.operator),
-        price=_price(receipt.price, is_own=metered.own),
+        price=price_paid(receipt.price, is_own=metered.own),
         counted=Usage(metered.prompt, metered.completion),
         template=metered.template,
         is_exact=metered.exact,
@@ -109,14 +109,9 @@ def _part(common: Exchange, part: Continued) -> Exchange:
         common,
         node=part.node.id,
         operator=_or_empty(part.operator),
-        price=_price(part.price, is_own=part.own),
+        price=price_paid(part.price, is_own=part.own),
         counted=Usage(0, part.completion),
     )
-
-
-def _price(price: payload.Price | UnsetType, *, is_own: bool) -> Price:
-    """Work for the operator's own keys is free: else it would earn by asking itself."""
-    return FREE if price is UNSET or is_own else Price(price.input, price.output)
 
 
 def _usage(claimed: Claimed) -> Usage:

@@ -38,9 +38,10 @@ def test_costs_are_exact() -> None:
 def test_what_other_nodes_gave_before_is_paid_too() -> None:
     """The parts of an answer that another node went on with."""
     costs = Costs()
-    part: Any = SimpleNamespace(completion=5)
-    costs.add(members(price=Price(input=0, output=2), metered=metered(1, 3), continued=(part,)))
-    assert (costs.completion_tokens, costs.amount) == (8, 16)
+    part: Any = SimpleNamespace(completion=5, price=Price(input=9, output=7), own=False)
+    own: Any = SimpleNamespace(completion=4, price=Price(input=9, output=7), own=True)
+    costs.add(members(price=Price(input=0, output=2), metered=metered(1, 3), continued=(part, own)))
+    assert (costs.completion_tokens, costs.amount) == (12, 3 * 2 + 5 * 7)
 
 
 def test_what_has_no_decision_costs_no_decision() -> None:
