@@ -101,6 +101,13 @@ def place_of(home: Home) -> Place:
     return Place(home.config().store.url, home.database, PACKAGE)
 
 
+async def at_rest(running: RunningVerifier) -> None:
+    """Wait until the log has taken what was decided, which it does a little later."""
+    async with asyncio.timeout(30):
+        while await running.rows("SELECT 1 AS one FROM log_pending LIMIT 1"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def digests(place: Place) -> dict[str, TableDigest]:
     async with open_whole(place.url, place.file, Use.READ, schema=place.package) as whole:
         return await digest_all(whole)

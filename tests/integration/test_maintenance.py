@@ -16,6 +16,7 @@ from tests.conftest import FakeClock, RunningVerifier
 from tests.integration.maintenance import (
     PACKAGE,
     WHY,
+    at_rest,
     attested,
     digests,
     fill,
@@ -70,6 +71,7 @@ async def test_a_backup_of_a_running_verifier_is_what_it_had(
 ) -> None:
     """Every table by its digest, and the file is only for its owner."""
     await attested(running, 2)
+    await at_rest(running)
     file = tmp_path / "backup.db"
     done = await verifier_does("backup", running.home, file)
     assert done.status == 0, done.said
@@ -128,10 +130,7 @@ async def test_check_of_a_running_verifier(running: RunningVerifier) -> None:
     """Nothing is found where nothing is wrong, and nothing changes."""
     await attested(running, 2)
     await running.call(running.nodes[0])
-    async with asyncio.timeout(30):
-        # What was decided goes into the log a little later.
-        while await running.rows("SELECT 1 AS one FROM log_pending LIMIT 1"):
-            await asyncio.sleep(0.01)
+    await at_rest(running)
     before = await digests(place_of(running.home))
     done = await verifier_does("check", running.home)
     assert done.status == 0, done.said
