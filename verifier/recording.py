@@ -99,6 +99,8 @@ class Record(Struct, frozen=True, kw_only=True):
     """Whether the result says when the last walk was that was right; of earlier versions none did."""
     tells_prompting: bool = False
     """Whether it says where chat template and sampling defaults come from; of earlier versions none did."""
+    tells_engine: bool = False
+    """Whether it names the engine and its version; of earlier versions none did."""
 
     def context(
         self,
@@ -124,6 +126,7 @@ class Record(Struct, frozen=True, kw_only=True):
             excuses=self.excuses,
             tells_walk=self.tells_walk,
             tells_prompting=self.tells_prompting,
+            tells_engine=self.tells_engine,
         )
 
 
@@ -199,6 +202,7 @@ def record_of(
         sequence=sequence,
         tells_walk=context.tells_walk,
         tells_prompting=context.tells_prompting,
+        tells_engine=context.tells_engine,
     )
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from fixtures.streaming import Behaviour
 from router.choose.candidates import Lane
-from router.gateway import attempts, dispatch, exchange
+from router.gateway import attempts, exchange, measuring
 from router.gateway.exchange import Exchange
 from router.model import answers as model_answers
 from router.model import load, operations, standing
@@ -476,7 +476,7 @@ async def test_long_prompts_hide_no_slow_node(fleet: Fleet) -> None:
 
 def with_every_length_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first text counts as it is, whatever was asked."""
-    monkeypatch.setattr(dispatch, "_size_share", lambda *_, **__: 1.0)
+    monkeypatch.setattr(measuring, "size_share", lambda *_, **__: 1.0)
 
 
 async def test_attack_26_ejection_by_a_query_of_death(fleet: Fleet) -> None:

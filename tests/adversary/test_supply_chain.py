@@ -68,11 +68,14 @@ def test_attack_38_no_private_key_in_the_router() -> None:
     """
     The process that clients and nodes reach loads no key that signs results: a theft there forges none.
 
-    Of the two keys that it has, one opens nodes to it and signs that the key is its own; the other signs receipts.
+    Of the two keys that it has, one opens nodes to it and signs that the key is its own.  The other signs receipts, and
+    statements by a command.  What relying parties sign, they sign with keys of their own.
     """
-    names = ("state/identity", "state/receipt_key", "state/receipting", "state/receipts", "service/setup")
-    own = {ROOT / "router" / f"{name}.py" for name in names} | {*(ROOT / "router" / "receipts").glob("*.py")}
-    for path in set((ROOT / "router").rglob("*.py")) - own:
+    names = ("identity", "receipt_key", "receipting", "receipts", "settling")
+    own = {ROOT / "router" / "state" / f"{name}.py" for name in names}
+    own |= {ROOT / "router" / "service" / "setup.py"}
+    own |= {path for room in ("receipts", "settlement") for path in (ROOT / "router" / room).glob("*.py")}
+    for path in sorted(set((ROOT / "router").rglob("*.py")) - own):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 taken = {f"{node.module}.{alias.name}" for alias in node.names}

@@ -8,6 +8,7 @@ SmolLM2-135M-Instruct in Q4_1.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,7 +52,9 @@ async def test_the_real_server_is_described(llama, adapter):
     async with opened(llama, adapter) as engine:
         said = await engine.describe()
     assert (said.engine, said.version, said.context_length) == ("llama.cpp", llama_server.BUILD, 1024)
-    assert said.arguments == {"model": smollm.FILE, "slots": 2}
+    assert (said.arguments["model"], said.arguments["slots"]) == (smollm.FILE, 2)
+    digests = {said.arguments["chat_template"], said.arguments["sampling"]}
+    assert all(re.fullmatch("sha256:[0-9a-f]{64}", each) for each in digests)
     assert "chat" in said.features
 
 

@@ -270,7 +270,7 @@ async def test_a_quarantined_node_does_not_go_on(fleet: Fleet) -> None:
     """Its gate closes while the first node streams."""
     first = await node(fleet, "a", Behaviour("stalls", after=AFTER))
     await node(fleet, "b")
-    await start(fleet, stall_s=0.2)
+    await start(fleet, stall_s=0.6)
     asking = asyncio.create_task(fleet.ask())
     await until(lambda: first.engine.open == 1)
     fleet.router.begin_hold("b", "hold")
@@ -282,7 +282,7 @@ async def test_a_quarantined_node_does_not_go_on(fleet: Fleet) -> None:
 async def test_nothing_is_built_on_the_text_of_a_node_that_is_quarantined(fleet: Fleet) -> None:
     first = await node(fleet, "a", Behaviour("stalls", after=AFTER))
     await node(fleet, "b")
-    await start(fleet, stall_s=0.2)
+    await start(fleet, stall_s=0.6)
     asking = asyncio.create_task(fleet.ask())
     await until(lambda: first.engine.open == 1)
     fleet.router.begin_hold("a", "hold")
@@ -293,7 +293,7 @@ async def test_the_next_node_has_the_router_s_whole_patience(fleet: Fleet) -> No
     """However long the first one took."""
     first = await node(fleet, "a", Behaviour("stalls", after=AFTER))
     await node(fleet, "b")
-    await start(fleet, stall_s=0.2, timeout_s=5)
+    await start(fleet, stall_s=0.6, timeout_s=5)
     asking = asyncio.create_task(fleet.ask())
     await until(lambda: first.engine.open == 1)
     fleet.clock.forward(10)

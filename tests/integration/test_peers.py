@@ -206,11 +206,12 @@ async def test_never_a_node_of_the_same_operator(fleet: Fleet, tmp_path: Path) -
 
 
 async def test_the_other_operators_node_among_many(fleet: Fleet, tmp_path: Path) -> None:
-    nodes = {name: await node(fleet, name, "acme") for name in "abc"} | {"d": await node(fleet, "d", "blue")}
+    operators = {"a": "acme", "b": "blue", "c": "acme", "d": "acme"}
+    for name, operator in operators.items():
+        await node(fleet, name, operator)
     await start(fleet, tmp_path)
     for _ in range(4):
         await talk(fleet)
-    operators = {name: "blue" if name == "d" else "acme" for name in nodes}
     assert reports(fleet)
     for report in reports(fleet):
         assert operators[report["node"]] != operators[report["by"]]

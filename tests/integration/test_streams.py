@@ -193,7 +193,7 @@ async def two(fleet: Fleet, kind: str) -> None:
     """A node of a kind, and an honest one to take over."""
     await fleet.engine("a", Behaviour(kind, token_s=0.015 if kind in PACED else 0.0))
     await fleet.engine("b", Behaviour(tokens=FEW))
-    await fleet.start(attempt_timeout_s=0.6, stall_s=0.4, quiet_s=0.6, timeout_s=4)
+    await fleet.start(attempt_timeout_s=1.2, stall_s=0.8, quiet_s=1.2, timeout_s=8)
 
 
 def test_the_tables_have_every_kind() -> None:
@@ -539,7 +539,7 @@ async def test_connections_are_used_again_after_streams(fleet: Fleet) -> None:
 async def test_a_connection_of_which_more_may_come_is_not_used_again(fleet: Fleet, kind: str) -> None:
     """The rest of one answer is not read as the next one's."""
     node = await fleet.engine("a", Behaviour(kind, token_s=0.015 if kind in PACED else 0.0))
-    await fleet.start(stall_s=0.2)
+    await fleet.start(stall_s=0.6)
     await fleet.ask()
     await until(lambda: node.engine.open == 0)
     node.behave()
@@ -766,7 +766,7 @@ async def test_a_stream_that_fails_tells_no_usage(fleet: Fleet) -> None:
 async def test_every_stream_names_its_decision(fleet: Fleet, kind: str) -> None:
     """Whole, broken off or refused."""
     await fleet.engine("a", Behaviour(kind, token_s=0.01))
-    await fleet.start(attempt_timeout_s=0.3)
+    await fleet.start(attempt_timeout_s=0.8)
     heard = await fleet.ask()
     status, record = await fleet.get(f"/api/v1/decisions/{heard.headers['X-Touchstone-Decision']}")
     assert (status, record["chosen"]) == (200, "a")
@@ -942,7 +942,7 @@ ERRORS = {
 async def test_the_official_client_understands_each_error(fleet: Fleet, kind: str, stream: bool) -> None:  # noqa: FBT001
     """As an exception of its own, with a body that it can read."""
     await fleet.engine("a", Behaviour(kind))
-    await fleet.start(attempt_timeout_s=0.2)
+    await fleet.start(attempt_timeout_s=1.0)
     error, status = ERRORS[kind]
     async with official(fleet) as client:
         with pytest.raises(error) as raised:
@@ -963,7 +963,7 @@ async def test_the_official_client_knows_what_is_too_large(fleet: Fleet) -> None
 async def test_the_official_client_raises_what_breaks_off(fleet: Fleet, kind: str) -> None:
     """After the chunks that came, an APIError: no client takes half an answer for a whole one."""
     await fleet.engine("a", Behaviour(kind, token_s=0.015))
-    await fleet.start(stall_s=0.3)
+    await fleet.start(stall_s=0.8)
     got = []
     async with official(fleet) as client:
         stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)

@@ -316,6 +316,8 @@ class Context(Struct, frozen=True, kw_only=True):
     """Whether results say when the last walk was that was right: see `verifier.recording.Record`."""
     tells_prompting: bool = True
     """Whether results say where chat template and sampling defaults come from; as above."""
+    tells_engine: bool = True
+    """Whether results name the engine and its version; as above."""
 
     def valid(self, model: str) -> tuple[ModelReference, ...]:
         """The values of a model that are valid now; the one in force first."""

@@ -54,8 +54,9 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
         findings.append(Finding("runtime.missing", "there is no runtime claim"))
     else:
         may_affirm["configuration"] = 2
-        # What a relying party must know to have one node go on where another one broke off.
-        claims["runtime"] = {"engine": runtime.engine, "version": runtime.version}
+        if context.tells_engine:
+            # What a relying party must know to have one node go on where another one broke off.
+            claims["runtime"] = {"engine": runtime.engine, "version": runtime.version}
 
     exposure: Exposure | None = submods.claim(submod, "exposure")
     if exposure is not None and exposure.routes:

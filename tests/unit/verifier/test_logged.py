@@ -40,6 +40,7 @@ LOGGED = {
     "routers": ("router",),
     "receipt_keys": ("router-key",),
     "receipt_batches": ("receipts",),
+    "usual_answers": ("reference",),
     "logs": ("log",),
 }
 """By table, the kinds of entries that say what happens to it."""
@@ -66,6 +67,10 @@ NOT_LOGGED = {
     "operator_scores": "verdicts on answers; a person looks at them",
     "answer_differences": "what was asked and answered; it is for reviewers alone",
     "peer_reports": "what nodes say of other nodes' answers; a person looks at it",
+    "answer_days": "counts of checks by day; what follows is an incident, or a review by a person",
+    "node_drift": "scores of checks; what follows is a review by a person, which its operator must not learn of",
+    "version_drift": "scores of checks; what follows is an incident of ours",
+    "node_prompting": "which templates and defaults results have named; the results are logged",
     "peer_scores": "what nodes say of other nodes' answers; a person looks at it",
     "review_decisions": "how long reviews took and what people found; who decided what is in the history, and logged",
     "suspicions": "for which lane routers take a node; who quarantines makes an incident",
