@@ -60,9 +60,8 @@ def check(submod: str, submods: Submods, context: Context) -> CheckedSubmod:
 
     exposure: Exposure | None = submods.claim(submod, "exposure")
     if exposure is not None and exposure.routes:
-        detail = f"reached through the endpoint: {', '.join(exposure.routes)}"
-        findings.append(Finding("runtime.exposed", detail[:_MAX_DETAIL]))
-
+        reached = f"reached through the endpoint: {', '.join(exposure.routes)}"
+        findings.append(Finding("runtime.exposed", reached[:_MAX_DETAIL]))
     capabilities: Capabilities | None = submods.claim(submod, "capabilities")
     if capabilities is not None:
         claims["capabilities"] = plain(capabilities)
