@@ -12,7 +12,7 @@ thing of ours.  This module is pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -40,6 +40,12 @@ PRIORS: Final[Mapping[str, float]] = {
 UNKNOWN: Final = 0.5
 PRIOR_WEIGHT: Final = 8.0
 """The prior counts as much as so many operators of whom people have found something."""
+FOUND_MS: Final = 90 * 24 * 3_600_000
+"""What people have found within this time counts."""
+TIMED_MS: Final = 30 * 24 * 3_600_000
+"""The times of decisions are those of this time."""
+QUANTILES: Final = (0.5, 0.9)
+"""Of these times."""
 _HOUR_MS: Final = 3_600_000
 
 
@@ -101,6 +107,11 @@ class Priority:
             "cost_per_hour": round(self.cost_per_hour, 3),
             "cost": round(self.cost, 2),
         }
+
+
+def quantile(times: Sequence[int], share: float) -> int:
+    """Of sorted times, the one that the share *share* of them is below."""
+    return times[min(int(share * len(times)), len(times) - 1)]
 
 
 def rate(waiting: Waiting, costs: Costs, now_ms: int) -> Priority:

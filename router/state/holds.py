@@ -23,13 +23,13 @@ from router.model.clock import Clock
 from router.model.errors import HoldError
 from router.model.usage import UsageMismatch
 from router.state.fleet import Fleet
-from router.state.reviews import FOUND_MS, ReviewWatch, waiting
+from router.state.reviews import ReviewWatch, waiting
 from router.store import holds
 from router.store.holds import Hold
 from verifier.errors import StoreError
 from verifier.incidents import HOLDING, State
 from verifier.store.database import Database, Row, Tx
-from verifier.triage import Costs, Fault, Priority, Waiting, in_order
+from verifier.triage import FOUND_MS, Costs, Fault, Priority, Waiting, in_order
 
 SETTLEMENT: Final = "settlement-mismatch"
 UNCONFIRMED: Final = "settlement-unconfirmed"

@@ -11,14 +11,9 @@ from prometheus_client import Gauge
 from router.store import holds
 from router.store.holds import Hold
 from verifier.store.database import Database, Row
-from verifier.triage import Fault, Waiting
+from verifier.triage import QUANTILES, TIMED_MS, Fault, Waiting, quantile
 
-_DAY_MS: Final = 24 * 3600 * 1000
-FOUND_MS: Final = 90 * _DAY_MS
-"""What people have found within this time counts."""
-_TIMED_MS: Final = 30 * _DAY_MS
 _FRESH_MS: Final = 60_000
-_QUANTILES: Final = (0.5, 0.9)
 _MS: Final = 1000
 
 _waiting = Gauge("touchstone_router_reviews_waiting", "What waits for a person at this router.", ["kind"])
@@ -63,7 +58,7 @@ class ReviewWatch:
         if now_ms < self._next_ms:
             return
         async with self._db.read() as tx:
-            past = await holds.decided(tx, now_ms - _TIMED_MS)
+            past = await holds.decided(tx, now_ms - TIMED_MS)
         self._next_ms = now_ms + _FRESH_MS
         _set_times(past)
 
@@ -86,6 +81,5 @@ def _set_times(past: Sequence[Row]) -> None:
         by_kind.setdefault(row["kind"], []).append(row["at_ms"] - row["opened_ms"])
     for kind, times in by_kind.items():
         times.sort()
-        for share in _QUANTILES:
-            place = min(int(share * len(times)), len(times) - 1)
-            _times.labels(kind, f"{share:g}").set(times[place] / _MS)
+        for share in QUANTILES:
+            _times.labels(kind, f"{share:g}").set(quantile(times, share) / _MS)

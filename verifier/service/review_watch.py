@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import Gauge
@@ -11,8 +11,8 @@ from prometheus_client import Gauge
 from verifier.store import reviews
 from verifier.store.database import Database
 from verifier.store.reviews import Figures
+from verifier.triage import QUANTILES, quantile
 
-_QUANTILES: Final = (0.5, 0.9)
 _FRESH_S: Final = 10.0
 _MS: Final = 1000
 
@@ -58,10 +58,5 @@ def _set(figures: Figures, now_ms: int) -> None:
         _oldest.labels(kind).set((now_ms - figures.oldest_ms[kind]) / _MS)
     for until, by_kind in (("looked", figures.looked_ms), ("decided", figures.decided_ms)):
         for kind, times in by_kind.items():
-            for share in _QUANTILES:
-                _times.labels(kind, until, f"{share:g}").set(_quantile(times, share) / _MS)
-
-
-def _quantile(times: Sequence[int], share: float) -> int:
-    """Of sorted times, the one that the share *share* of them is below."""
-    return times[min(int(share * len(times)), len(times) - 1)]
+            for share in QUANTILES:
+                _times.labels(kind, until, f"{share:g}").set(quantile(times, share) / _MS)

@@ -11,7 +11,7 @@ from verifier.incidents import ANSWER_MISMATCH, REVIEW_TARGET_MS, State
 from verifier.store.database import Row, Tx
 from verifier.store.ids import in_pieces
 from verifier.store.incident_facts import HOLDING_SQL
-from verifier.triage import Fault, Waiting
+from verifier.triage import FOUND_MS, TIMED_MS, Fault, Waiting
 
 ANSWERS: Final = ("answers-suspected", "answers-moved", "answers-scored")
 """The kinds of what waits about the answers of a node with a model, and their codes: see `_ANSWERS`."""
@@ -19,11 +19,7 @@ WAITING_SQL: Final = f"state IN ({HOLDING_SQL}, 'suspected', 'flagged')"
 MOST: Final = 2000
 """So many entries of the queue are rated: those that have waited longest."""
 _DAY_MS: Final = 24 * 3600 * 1000
-FOUND_MS: Final = 90 * _DAY_MS
-"""What people have found within this time counts."""
 KEPT_MS: Final = 400 * _DAY_MS
-TIMED_MS: Final = 30 * _DAY_MS
-"""The times of decisions are those of this time."""
 _MOST_TIMED: Final = 10_000
 
 _ANSWERS: Final = (
